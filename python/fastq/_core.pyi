@@ -1,0 +1,124 @@
+"""The compiled half of fastq. `_engine.py` is its only importer; the public names are re-exported from there."""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, final
+
+from fastq.settings import ConsumerSettings, ProducerSettings
+from fastq.task import Task
+
+version: str
+
+def queries() -> dict[str, str]:
+    """The statements of sql/queries by name, as written: their objects carry the prefix ``fastq.``."""
+
+def migrations() -> list[tuple[int, str, str, str]]:
+    """Schema steps in order: version, name, up, down."""
+
+def render(text: str, schema: str) -> str:
+    """``text`` with ``fastq.`` replaced by the quoted ``schema``. Raises SettingsError for a name PostgreSQL would refuse or cut."""
+
+def encode_json(value: object) -> bytes:
+    """``value`` as compact JSON in UTF-8. Raises PayloadError: what can't be encoded and where (NaN and infinities are refused)."""
+
+@final
+class TaskInfo:
+    """A claimed task, as its handler sees it."""
+
+    @property
+    def id(self) -> int:
+        """The task's id."""
+    @property
+    def type(self) -> str:
+        """The type that ties it to its handler."""
+    @property
+    def queue(self) -> str:
+        """The queue it was enqueued to."""
+    @property
+    def payload(self) -> Any:
+        """What was enqueued: decoded from JSON at the first look, or the raw ``bytes``."""
+    @property
+    def raw_payload(self) -> bytes:
+        """The payload's bytes as stored."""
+    @property
+    def attempt(self) -> int:
+        """Which run this is, from 1."""
+    @property
+    def max_attempts(self) -> int:
+        """Runs in all before it fails for good."""
+    @property
+    def created_at(self) -> datetime:
+        """When it was enqueued, by the database's clock (aware, UTC)."""
+    @property
+    def handler(self) -> int:
+        """Index of its type in ConsumerSettings.types."""
+
+@final
+class Engine:
+    """A consumer's claimer, completer, heartbeat and upkeep on one native thread that never waits for Python."""
+
+    def __init__(
+        self,
+        settings: ConsumerSettings,
+        handlers: list[Callable[[TaskInfo], object] | None],
+        on_error: Callable[[TaskInfo, BaseException], tuple[float | None, str, str]],
+    ) -> None:
+        """handlers: one for each of settings.types, None where it is async. on_error gives the retry's delay in seconds
+        (None: failed for good), the error's text and its traceback."""
+    def start(self) -> None:
+        """Connect, check the schema, register, and start. Raises DatabaseError, SchemaError or SettingsError."""
+    def work(self) -> None:
+        """A handler thread's life: runs sync handlers until the engine stops or the thread is no longer needed."""
+    def watch(self, seconds: float) -> tuple[list[tuple[int, str, str]], int, bool]:
+        """Wait (detached) for something to do: log records (level, logger, message), handler threads to start, and whether
+        the engine has ended. Returns at the latest after ``seconds``."""
+    def attach_loop(self, fd: int) -> None:
+        """Async tasks wake the event loop by a byte written to socket ``fd`` (the caller keeps it open until the engine ended)."""
+    def receive(self, limit: int) -> list[tuple[int, TaskInfo]]:
+        """On the loop: messages in order; 0 start this task, 1 cancel it (its attempt has ended: timed out or cancelled)."""
+    def complete(self, task: TaskInfo) -> None:
+        """An async task's handler returned."""
+    def fail(self, task: TaskInfo, delay: float | None, error: str, traceback: str) -> None:
+        """An async task's handler raised."""
+    def stop(self) -> None:
+        """Claim no more and give back what has not started. Returns at once; running handlers go on."""
+    def abandon(self) -> None:
+        """After the drain's time limit: give the rest up. What still runs is left to the rescuer of another worker."""
+    def join(self, seconds: float) -> bool:
+        """Wait until all outcomes are flushed and the thread has ended. False: not within ``seconds``."""
+    def stats(self) -> Mapping[str, float]:
+        """Counters since the start: claimed, started, completed, retried, failed, refused, claims, flushes, statements, beats, reconnects."""
+    @property
+    def running(self) -> int:
+        """Handlers that run now."""
+
+@final
+class EnqueuedIds:
+    """A compact sequence of (id, is_new): at most 16 bytes a task."""
+
+    def __len__(self) -> int: ...
+    def get(self, index: int) -> tuple[int, bool]:
+        """One result by its non-negative index in input order. Raises IndexError."""
+
+@final
+class ProducerCore:
+    """A producer's connections on one native thread of their own."""
+
+    def __init__(self, settings: ProducerSettings) -> None: ...
+    def enqueue(self, task: Task) -> tuple[int, bool]:
+        """Durable when it returns. Coalesced with concurrent calls into one statement."""
+    def enqueue_many(self, tasks: Iterable[Task], commit_every: int | None) -> EnqueuedIds:
+        """Stream by COPY; one transaction, or one each ``commit_every`` tasks."""
+    def attach_loop(self, fd: int) -> int:
+        """A mailbox for an event loop: a byte on socket ``fd`` says that ``receive`` has answers. Returns its number."""
+    def detach_loop(self, mailbox: int) -> None: ...
+    def submit(self, mailbox: int, task: Task) -> int:
+        """Enqueue without waiting; the answer comes through the mailbox under this number."""
+    def receive(self, mailbox: int) -> list[tuple[int, tuple[int, bool] | None, BaseException | None]]:
+        """Answers: number, result or error."""
+    def watch(self, seconds: float) -> tuple[list[tuple[int, str, str]], int, bool]:
+        """As Engine.watch: log records; the other two are 0 and whether it has ended."""
+    def stats(self) -> Mapping[str, float]:
+        """Counters: enqueued, flights, statements, commits, notifies, reconnects."""
+    def close(self) -> None:
+        """Finish what is under way, then end the thread. Idempotent."""

@@ -1,0 +1,70 @@
+"""Settings: what they are called, their defaults and limits, and where each comes from (argument, then environment, then default)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from fastq.errors import SettingsError
+
+#: A payload may be at most this many bytes unless the producer is told otherwise.
+PAYLOAD_LIMIT = 1024 * 1024
+
+
+def resolve_schema(schema: str | None) -> str:
+    """``schema``, else FASTQ_SCHEMA, else ``"fastq"``."""
+    return schema if schema is not None else os.environ.get("FASTQ_SCHEMA", "fastq")
+
+
+@dataclass(slots=True, frozen=True)
+class TypeSettings:
+    """One type that a consumer handles."""
+
+    type: str
+    is_async: bool
+    workers: int | None = None
+    """At most this many of its handlers run at once; None: no cap of its own."""
+    timeout: float | None = None
+    """Seconds after which an attempt ends as failed; None: never."""
+
+
+@dataclass(slots=True)
+class ConsumerSettings:
+    """All that an engine is told. Durations are seconds."""
+
+    dsn: str
+    schema: str
+    types: list[TypeSettings] = field(default_factory=list)
+    queues: list[str] | None = None
+    concurrency: int = 32
+    prefetch: int = 1000
+    """Tasks claimed and not yet started, at most, in the whole process."""
+    prefetch_bytes: int = 64 * 1024 * 1024
+    heartbeat_interval: float = 3.0
+    dead_after: float = 9.0
+    lease: float = 6.0
+    poll_interval: float = 1.0
+    connect_timeout: float = 10.0
+    statement_timeout: float = 30.0
+    """A statement whose answer takes longer counts as a lost connection."""
+    listen: bool = True
+    """Wake up by LISTEN/NOTIFY; off: by polling alone."""
+    completed_retention: float = 86_400.0
+    failed_retention: float = 7 * 86_400.0
+
+
+@dataclass(slots=True)
+class ProducerSettings:
+    """All that a producer's core is told. Durations are seconds."""
+
+    dsn: str
+    schema: str
+    payload_limit: int = PAYLOAD_LIMIT
+    connect_timeout: float = 10.0
+    statement_timeout: float = 30.0
+    iterable_timeout: float = 60.0
+    """enqueue_many rolls back when its iterable gives nothing for this long while its transaction is open."""
+    notify: bool = True
+
+
+__all__ = ["PAYLOAD_LIMIT", "ConsumerSettings", "ProducerSettings", "SettingsError", "TypeSettings", "resolve_schema"]

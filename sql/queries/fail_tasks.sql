@@ -1,0 +1,34 @@
+-- Record failed attempts: with a delay (seconds) the task waits for its retry, without one (NULL) it has failed for good.
+-- $1 consumer; one element a task: $2 claim, $3 id, $4 delay, $5 error, $6 traceback, $7 run time in microseconds.
+-- Answers the ids that their claims no longer hold.
+WITH sent AS MATERIALIZED (
+    SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::double precision[], $5::text[], $6::text[], $7::bigint[])
+           AS s (no, id, delay, error, traceback, took_us)
+), held AS MATERIALIZED (
+    SELECT no, lane, leaf, attempts, max_attempts, task_bytes, ids FROM fastq.claim
+     WHERE consumer = $1::bigint AND no = ANY ($2) ORDER BY no FOR NO KEY UPDATE
+), ended AS MATERIALIZED (
+    SELECT s.*, h.lane, h.leaf, h.attempts, h.max_attempts, h.task_bytes FROM sent s JOIN held h USING (no) WHERE h.ids @> s.id
+), moved AS MATERIALIZED (
+    SELECT h.no, h.ids - e.ids AS rest
+      FROM held h JOIN (SELECT no, range_agg(int8range(id, id, '[]')) AS ids FROM ended GROUP BY no) e USING (no)
+), emptied AS (
+    DELETE FROM fastq.claim WHERE consumer = $1 AND no = ANY (ARRAY (SELECT no FROM moved WHERE isempty(rest)))
+), shrunk AS (
+    UPDATE fastq.claim c SET ids = (SELECT m.rest FROM moved m WHERE m.no = c.no)
+     WHERE c.consumer = $1 AND c.no = ANY (ARRAY (SELECT no FROM moved WHERE NOT isempty(rest)))
+), noted AS (
+    INSERT INTO fastq.attempt_error (id, consumer, no, attempt, error, traceback, took_us)
+    SELECT id, $1, no, attempts + 1, error, traceback, took_us FROM ended
+), retried AS (
+    INSERT INTO fastq.delayed (id, run_at, lane, leaf, attempts, max_attempts, task_bytes, kind)
+    SELECT id, clock_timestamp() + delay * interval '1 second', lane, leaf, attempts + 1, max_attempts, task_bytes, 'retrying'
+      FROM ended WHERE delay IS NOT NULL
+), failed AS (
+    INSERT INTO fastq.dead (id, created_at, lane, attempts, max_attempts, state, format, payload, expires_at)
+    SELECT e.id, coalesce(t.created_at, clock_timestamp()), e.lane, e.attempts + 1, e.max_attempts, 'failed', coalesce(t.format, 'b'), coalesce(t.payload, ''), t.expires_at
+      FROM ended e LEFT JOIN LATERAL (SELECT created_at, format, payload, expires_at FROM fastq.task
+                                       WHERE task.leaf = e.leaf AND task.id = e.id OFFSET 0) t ON true
+     WHERE e.delay IS NULL
+)
+SELECT s.no, s.id FROM sent s WHERE NOT EXISTS (SELECT FROM ended e WHERE e.no = s.no AND e.id = s.id)

@@ -1,0 +1,1 @@
+SELECT id FROM fastq.lane WHERE queue = $1 AND type = $2 AND priority = $3

@@ -1,0 +1,21 @@
+-- Put tasks that were claimed but not started back at the front of their lanes, uncharged; answer what was no longer held.
+-- $1 consumer, $2 claims, $3 ids of each.
+WITH sent AS MATERIALIZED (
+    SELECT * FROM unnest($2::bigint[], $3::int8multirange[]) AS s (no, ids)
+), held AS MATERIALIZED (
+    SELECT no, lane, track, leaf, attempts, max_attempts, task_bytes, ids FROM fastq.claim
+     WHERE consumer = $1::bigint AND no = ANY ($2) ORDER BY no FOR NO KEY UPDATE
+), moved AS MATERIALIZED (
+    SELECT h.*, h.ids * s.ids AS ok, h.ids - s.ids AS rest FROM held h JOIN sent s USING (no)
+), emptied AS (
+    DELETE FROM fastq.claim WHERE consumer = $1 AND no = ANY (ARRAY (SELECT no FROM moved WHERE isempty(rest)))
+), shrunk AS (
+    UPDATE fastq.claim c SET ids = (SELECT m.rest FROM moved m WHERE m.no = c.no)
+     WHERE c.consumer = $1 AND c.no = ANY (ARRAY (SELECT no FROM moved WHERE NOT isempty(rest) AND NOT isempty(ok)))
+), kept AS (
+    INSERT INTO fastq.ready (lane, track, leaf, attempts, max_attempts, task_bytes, lo, hi)
+    SELECT m.lane, greatest(m.track, 1), m.leaf, m.attempts, m.max_attempts, m.task_bytes, lower(r), upper(r) - 1
+      FROM moved m, unnest(m.ok) r
+)
+SELECT s.no, s.ids - coalesce(m.ok, '{}') AS refused FROM sent s LEFT JOIN moved m USING (no)
+ WHERE NOT isempty(s.ids - coalesce(m.ok, '{}'))
