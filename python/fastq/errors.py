@@ -1,0 +1,91 @@
+"""The errors that fastq raises: one tree; ``except FastqError`` catches them all, a branch catches its kind.
+
+Each message says what was tried, with what, and what to do. None holds a password.
+"""
+
+from __future__ import annotations
+
+
+class FastqError(Exception):
+    """The base of all errors that fastq raises."""
+
+
+class SettingsError(FastqError, ValueError):
+    """A setting or an argument is wrong: the message says which, what it was and what it must be."""
+
+
+class DatabaseError(FastqError):
+    """The database refused a statement, or could not be reached.
+
+    Attributes:
+        sqlstate: the server's five-character code, None where the error did not come from the server.
+        is_transient: the same call may succeed when tried again (lost connection, deadlock, full server).
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, is_transient: bool = False) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.is_transient = is_transient
+
+
+class ConnectionLost(DatabaseError):  # noqa: N818 - it says what happened
+    """The connection broke, or its answer did not come within the time limit.
+
+    Attributes:
+        in_doubt: the commit was sent and its answer never came, so what was written may be there or not.
+    """
+
+    def __init__(
+        self, message: str, *, in_doubt: bool = False, sqlstate: str | None = None, is_transient: bool = True
+    ) -> None:
+        super().__init__(message, sqlstate=sqlstate, is_transient=is_transient)
+        self.in_doubt = in_doubt
+
+
+class SchemaError(DatabaseError):
+    """The database is not migrated, its schema is too old, or newer and shut to this version of fastq."""
+
+
+class EnqueueError(FastqError):
+    """Tasks could not be enqueued.
+
+    Attributes:
+        index: position of the task to blame in the call's input, from 0; None where none of many is to blame.
+        committed: how many tasks of the call are in the database and stay there (``commit_every``); None: the
+            call had one transaction, and nothing of it was written.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None, committed: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+        self.committed = committed
+
+
+class PayloadError(EnqueueError):
+    """A payload can't be encoded, or is over the limit."""
+
+
+class TaskError(FastqError):
+    """A task is not what the call needs it to be."""
+
+
+class TaskNotFound(TaskError):  # noqa: N818 - it says what happened
+    """There is no such task, or it was removed at the end of its retention."""
+
+
+class ConsumerError(FastqError):
+    """A consumer was started twice, used after its stop, has no handlers, or a part died (with its cause)."""
+
+
+__all__ = [
+    "ConnectionLost",
+    "ConsumerError",
+    "DatabaseError",
+    "EnqueueError",
+    "FastqError",
+    "PayloadError",
+    "SchemaError",
+    "SettingsError",
+    "TaskError",
+    "TaskNotFound",
+]

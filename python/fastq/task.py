@@ -1,0 +1,127 @@
+"""A task before it is enqueued, and what enqueueing answers."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from fastq.errors import SettingsError
+
+#: Runs in all that a task gets unless it says otherwise.
+MAX_ATTEMPTS: Final = 3
+#: The column is a smallint.
+MAX_ATTEMPTS_LIMIT: Final = 32_767
+
+
+def to_seconds(name: str, value: object) -> float:
+    """A duration in seconds, from a number or a timedelta.
+
+    Raises:
+        SettingsError: it is negative or not finite.
+        TypeError: it is something else.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value) if abs(value) < math.inf else math.nan
+    else:
+        raise TypeError(f"{name} is {value!r}, but must be seconds or a timedelta")
+    if not 0 <= seconds < math.inf:
+        raise SettingsError(f"{name} is {value!r}, but must be 0 or more seconds, and finite")
+    return seconds
+
+
+class Task:
+    """What is to be done: the type that names its handler, a payload, and when and how often to try.
+
+    Args:
+        type: ties the task to its handler; 1 to 255 characters.
+        payload: anything that JSON can hold, or raw ``bytes``; at most 1 MiB encoded (a producer's setting).
+        queue: the name under which consumers pick it; 1 to 255 characters.
+        delay: seconds, or a timedelta, until it may start, counted by the database's clock from its enqueue.
+        run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now.
+        max_attempts: runs in all, 1 to 32,767, before it fails for good.
+        idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
+
+    Raises:
+        SettingsError: a delay that is negative or not finite, a naive ``run_at``, a ``max_attempts`` out of
+            range. Lengths and the payload are checked at enqueue.
+    """
+
+    __slots__ = ("delay", "idempotency_token", "max_attempts", "payload", "queue", "run_at", "type")
+
+    type: str
+    payload: Any
+    queue: str
+    delay: float | None
+    run_at: datetime | None
+    max_attempts: int
+    idempotency_token: str | None
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - the word that tables, JSON Lines and settings use
+        payload: object = None,
+        *,
+        queue: str = "default",
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
+        idempotency_token: str | None = None,
+    ) -> None:
+        # A million of these are made in a row: only what is given is looked at.
+        self.type = type
+        self.payload = payload
+        self.queue = queue
+        self.delay = None if delay is None else to_seconds("delay", delay)
+        if run_at is not None:
+            _check_aware(run_at)
+        self.run_at = run_at
+        if max_attempts.__class__ is not int or not 1 <= max_attempts <= MAX_ATTEMPTS_LIMIT:
+            raise SettingsError(
+                f"max_attempts is {max_attempts!r}, but must be a whole number, 1 to {MAX_ATTEMPTS_LIMIT:,}"
+            )
+        self.max_attempts = max_attempts
+        self.idempotency_token = idempotency_token
+
+    def __repr__(self) -> str:
+        # Without the payload: it may hold what no log should.
+        given = "".join(
+            f", {name}={value!r}"
+            for name, value, default in (
+                ("queue", self.queue, "default"),
+                ("delay", self.delay, None),
+                ("run_at", self.run_at, None),
+                ("max_attempts", self.max_attempts, MAX_ATTEMPTS),
+                ("idempotency_token", self.idempotency_token, None),
+            )
+            if value != default
+        )
+        return f"Task({self.type!r}, ...{given})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Task):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in Task.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, and payloads seldom can be hashed
+
+
+def _check_aware(run_at: object) -> None:
+    if not isinstance(run_at, datetime):
+        raise TypeError(f"run_at is {run_at!r}, but must be an aware datetime")
+    if run_at.utcoffset() is None:
+        raise SettingsError(f"run_at is {run_at!r}, a naive datetime, but must be aware: give it a tzinfo")
+
+
+class Enqueued(NamedTuple):
+    """What enqueueing a task answers."""
+
+    id: int
+    """The task's id; where it was a duplicate, the id of the task that holds its token."""
+    is_new: bool
+    """False: a task with this type and idempotency token was there before, and nothing was written."""
+
+
+__all__ = ["MAX_ATTEMPTS", "MAX_ATTEMPTS_LIMIT", "Enqueued", "Task", "to_seconds"]
