@@ -1,0 +1,8 @@
+//! The queue: no PyO3 type occurs below here.
+
+pub mod connect;
+pub mod error;
+pub mod logs;
+pub mod service;
+pub mod sql;
+pub mod wire;

@@ -1,0 +1,42 @@
+//! What Python sees: `fastq._core`. The only place that names PyO3.
+
+mod error;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::engine::sql;
+use error::OrRaise;
+
+/// The statements of sql/queries by name, as written.
+#[pyfunction]
+fn queries(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let all = PyDict::new(py);
+    for (name, text) in sql::QUERIES {
+        all.set_item(name, text)?;
+    }
+    Ok(all)
+}
+
+/// Schema steps in order: version, name, up, down.
+#[pyfunction]
+fn migrations() -> Vec<(i32, &'static str, &'static str, &'static str)> {
+    sql::MIGRATIONS.to_vec()
+}
+
+/// `text` with `fastq.` replaced by the quoted schema.
+#[pyfunction]
+fn render(py: Python<'_>, text: &str, schema: &str) -> PyResult<String> {
+    sql::render(text, schema).or_raise(py)
+}
+
+/// The compiled half of fastq.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::{migrations, queries, render};
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "Python's name")]
+    const version: &str = env!("CARGO_PKG_VERSION");
+}
