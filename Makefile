@@ -20,6 +20,7 @@ python_dirs := $(wildcard python tests benches)
 # One interpreter for every build, or PyO3 is compiled anew for each that is found.
 export PYO3_PYTHON := $(abspath $(python))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 
 .PHONY: help
 help: ## Show this list
@@ -56,7 +57,7 @@ test-rust: ## Test the engine alone, with no Python in it
 
 .PHONY: test-python
 test-python: setup ## Run pytest; PYTEST_ARGS="-k name" picks
-	$(python) -m pytest $(PYTEST_ARGS)
+	$(python) -m pytest$(if $(PYTEST_ARGS), $(PYTEST_ARGS))
 
 .PHONY: lint
 lint: lint-rust lint-python ## Check formats, lints, types, imports and the stub
@@ -93,8 +94,8 @@ clean: ## Remove what was made here: .venv, target, dist, caches
 $(dependencies): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"fastq needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
-	$(python) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(python) -m pip install --quiet --group dev
+	$(python) -m pip install --upgrade 'pip>=25.1'
+	$(python) -m pip install --group dev
 	@touch $@
 
 # maturin installs what the package itself depends on; it stops where two environments are active, hence the `env`.
