@@ -99,7 +99,7 @@ $(dependencies): pyproject.toml
 	@touch $@
 
 # maturin installs what the package itself depends on; it stops where two environments are active, hence the `env`.
-$(extension): $(dependencies) Cargo.toml Cargo.lock README.md $(shell find rust sql 2>/dev/null)
+$(extension): $(dependencies) Cargo.toml Cargo.lock README.md $(shell find build.rs rust sql 2>/dev/null)
 	env -u CONDA_PREFIX VIRTUAL_ENV='$(abspath $(VENV))' $(bin)/maturin develop --locked --profile $(PROFILE) --extras embedded
 	@rm -f $(VENV)/.extension.*
 	@touch $@
