@@ -1,4 +1,5 @@
 -- fastq, schema step 1: tables in which a task's state is the table that holds its id.
+-- oldest fastq: 0.1.0
 --
 -- The words `fastq.` stand for the schema (a setting) and are replaced by its quoted name before the text is run.
 -- No foreign keys, no triggers, no row that is updated as a shared counter: see docs/adr/0001-storage.md.

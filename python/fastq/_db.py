@@ -1,0 +1,235 @@
+"""The door to psycopg, for the cold path: migrations, the client, the command line.
+
+The only module that imports psycopg. Statements come by name from ``sql/queries`` or as text in the same style (objects carry the
+prefix ``fastq.``, parameters are ``$1``); the schema's name is put in once and the result kept. Errors leave as fastq's own, with
+the server's code and without passwords.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any, Final, LiteralString, Self
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from fastq import _engine
+from fastq.errors import ConnectionLost, DatabaseError, SettingsError
+
+Row = tuple[Any, ...]
+
+#: Seconds to wait for a connection, where nothing else is said.
+CONNECT_TIMEOUT: Final = 10.0
+
+# The same call may succeed when tried again: by SQLSTATE class, and single codes.
+_TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53"})
+_TRANSIENT_CODES: Final = frozenset({"55P03", "57P01", "57P02", "57P03"})
+# The server ends the connection with one of these.
+_LOST_CODES: Final = frozenset({"57P01", "57P02", "57P03", "57P05"})
+# What a server says to a client that it will never let in. There is no code: libpq passes on the text alone.
+_NEVER: Final = re.compile(r"authentication failed|does not exist|pg_hba\.conf|no password supplied|permission denied")
+# A URI whose user, password and hosts can't be mistaken for each other. libpq reads others too, but cuts a password that holds
+# one of @ / ? # at that place, and its error then quotes the rest as a host or a port.
+_PLAIN_URI: Final = re.compile(r"postgres(ql)?://([^:@/?#]*(:[^@/?#]*)?@)?[^@/?#]*(/[^@?#]*)?(\?[^#]*)?")
+# A silent link is given up after about 25 s, also by the kernel while data wait to be acknowledged.
+_DEFAULTS: Final = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+    "application_name": "fastq",
+}
+
+
+def resolve_dsn(dsn: str | None) -> str:
+    """``dsn``, else FASTQ_DSN.
+
+    Raises:
+        SettingsError: neither is given.
+    """
+    found = dsn if dsn is not None else os.environ.get("FASTQ_DSN")
+    if not found:
+        raise SettingsError(
+            "no database is named: give a dsn such as postgresql://user@host/database, or set FASTQ_DSN"
+        )
+    return found
+
+
+@cache
+def _queries() -> dict[str, str]:
+    return _engine.queries()
+
+
+@lru_cache(maxsize=512)
+def _render(text: str, schema: str) -> str:
+    return _engine.render(text, schema)
+
+
+class Database:
+    """One connection to one fastq schema. In autocommit except inside ``transaction``; not for several threads at once.
+
+    Args:
+        dsn: a connection string as libpq reads it (URI, or key=value pairs).
+        schema: the schema that ``fastq.`` in statements stands for.
+        connect_timeout: seconds, for each host of the connection string.
+
+    Raises:
+        SettingsError: the connection string can't be read, or PostgreSQL would refuse or cut the schema's name.
+        DatabaseError: no connection; ``is_transient`` unless the server said that it will never let this user in.
+    """
+
+    __slots__ = ("_connection", "schema")
+
+    def __init__(self, dsn: str, schema: str, *, connect_timeout: float = CONNECT_TIMEOUT) -> None:
+        _render("", schema)
+        self.schema = schema
+        self._connection = _connect(dsn, connect_timeout)
+
+    def query(self, name: str, *params: object) -> list[Row]:
+        """Run the statement of that name with parameters ``$1``, ``$2``, ... and return its rows.
+
+        Raises:
+            ConnectionLost: the connection broke.
+            DatabaseError: the server refused it.
+        """
+        return self.run(_queries()[name], *params)
+
+    def run(self, text: str, *params: object) -> list[Row]:
+        """Run one statement given as text: names as ``fastq.<object>``, parameters as ``$1``. Raises as ``query``."""
+        with self._errors(), self._connection.cursor(binary=True) as cursor:
+            cursor.execute(self._render(text), params)
+            return cursor.fetchall() if cursor.description else []
+
+    def script(self, text: str) -> None:
+        """Run several statements, separated by semicolons, without parameters. Raises as ``query``."""
+        with self._errors(), self._connection.cursor() as cursor:
+            cursor.execute(self._render(text))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What runs inside is one transaction, READ COMMITTED whatever the role's default is. Raises as ``query``."""
+        committing = False
+        try:
+            with self._connection.transaction():
+                yield
+                committing = True
+        except psycopg.Error as error:
+            translated = _translate(error, lost=self._connection.closed)
+            if isinstance(translated, ConnectionLost):
+                translated.in_doubt = committing
+            raise translated from error
+
+    def has_schema(self) -> bool:
+        """Whether the schema is there. Raises as ``query``."""
+        return bool(self.query("find_schema", self.schema)[0][0])
+
+    def create_schema(self) -> None:
+        """Create the schema. Raises as ``query``."""
+        self._compose("CREATE SCHEMA {}", self.schema)
+
+    def drop_table(self, name: str) -> None:
+        """Drop one table of the schema. Raises as ``query``."""
+        self._compose("DROP TABLE {}", self.schema, name)
+
+    def count_rows(self, name: str) -> int:
+        """How many rows a table of the schema holds. Reads all of it. Raises as ``query``."""
+        return int(self._compose("SELECT count(*) FROM {}", self.schema, name)[0][0])
+
+    @property
+    def is_closed(self) -> bool:
+        """Closed, or found broken by its last statement."""
+        return self._connection.closed
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _render(self, text: str) -> str:
+        # psycopg wants a literal, and it is one but for the schema's name, which `render` checks and quotes.
+        return _render(text, self.schema)
+
+    def _compose(self, text: LiteralString, *name: str) -> list[Row]:
+        with self._errors(), self._connection.cursor() as cursor:
+            cursor.execute(sql.SQL(text).format(sql.Identifier(*name)))
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise _translate(error, lost=self._connection.closed) from error
+
+
+def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
+    try:
+        given = {key: value for key, value in conninfo_to_dict(dsn).items() if value is not None}
+    except psycopg.Error:
+        # libpq's own text quotes the part that it could not read, and that may be a password.
+        raise SettingsError(
+            "dsn can't be read: it must be a URI such as postgresql://user@host/database, or key=value pairs; "
+            "characters such as @ / ? # % in a password of a URI are written %40, %2F, ..."
+        ) from None
+    defaults = _DEFAULTS | {"connect_timeout": str(max(2, round(timeout)))}
+    try:
+        connection = psycopg.connect(
+            make_conninfo(dsn, **{key: value for key, value in defaults.items() if key not in given}),
+            autocommit=True,
+            # In transaction mode a pooler keeps no named statements.
+            prepare_threshold=None,
+            cursor_factory=psycopg.RawCursor,
+        )
+    except psycopg.Error as error:
+        message = f"could not connect to {_describe(given, dsn)}: {_hide(str(error).strip(), given, dsn)}"
+        # `from None`: the original may quote a misread password.
+        raise DatabaseError(message, sqlstate=error.sqlstate, is_transient=not _NEVER.search(message)) from None
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    return connection
+
+
+def _is_plain(dsn: str) -> bool:
+    return "://" not in dsn or _PLAIN_URI.fullmatch(dsn) is not None
+
+
+def _describe(given: dict[str, Any], dsn: str) -> str:
+    if not _is_plain(dsn):
+        return "the database"
+    host = given.get("host") or given.get("hostaddr") or "the local socket"
+    return f"database {given.get('dbname', 'of the default name')!r} at {host}"
+
+
+def _hide(message: str, given: dict[str, Any], dsn: str) -> str:
+    if not _is_plain(dsn):
+        return (
+            "the connection string can be read in more than one way; "
+            "write characters such as @ / ? # in a user's name or password as %40, %2F, %3F, %23"
+        )
+    for key in ("password", "sslpassword"):
+        if secret := given.get(key):
+            message = message.replace(str(secret), "***")
+    return message
+
+
+def _translate(error: psycopg.Error, *, lost: bool) -> DatabaseError:
+    code = error.sqlstate
+    if lost or isinstance(error, psycopg.InterfaceError) or code in _LOST_CODES:
+        text = error.diag.message_primary or str(error).strip() or "no reason given"
+        return ConnectionLost(f"the connection to the database broke: {text}", sqlstate=code)
+    parts: Sequence[str | None] = (error.diag.message_primary or str(error).strip(), error.diag.message_hint)
+    message = ". ".join(part for part in parts if part)
+    transient = code is not None and (code[:2] in _TRANSIENT_CLASSES or code in _TRANSIENT_CODES)
+    return DatabaseError(f"{message} (SQLSTATE {code})" if code else message, sqlstate=code, is_transient=transient)
+
+
+__all__ = ["CONNECT_TIMEOUT", "Database", "Row", "resolve_dsn"]

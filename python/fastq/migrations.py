@@ -1,0 +1,307 @@
+"""Bring a fastq schema to this version, or back, one step at a time.
+
+A step is one transaction with a lock timeout: it happens whole or not at all, and never makes running workers wait for long. It
+records the oldest fastq that may still work on the new schema, so that workers of that version go on during a rolling upgrade.
+Any number of processes may migrate at once: they take turns by a lock that lives as long as a transaction.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from typing import Final, TypeVar
+
+from fastq import _engine
+from fastq._db import Database, resolve_dsn
+from fastq.errors import DatabaseError, SchemaError, SettingsError
+from fastq.settings import resolve_schema
+
+T = TypeVar("T")
+
+# A step that has to wait longer for a table than this steps aside: whoever comes after it in that table's queue waits as well.
+_LOCK_TIMEOUT: Final = "2s"
+# For the turn among migrating processes there is no such queue.
+_TURN_TIMEOUT: Final = "60s"
+# Seconds for which a step that finds its tables busy tries again.
+_PATIENCE: Final = 60.0
+# No lock within the limit; a deadlock.
+_BUSY: Final = frozenset({"55P03", "40P01"})
+_OLDEST: Final = re.compile(r"^-- oldest fastq: (\d+\.\d+\.\d+)$", re.MULTILINE)
+_DROPPED: Final = re.compile(r"^DROP TABLE ([^;]+);", re.MULTILINE)
+_UNDEFINED_TABLE: Final = "42P01"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of the schema."""
+
+    version: int
+    name: str
+    oldest: str
+    """The oldest fastq that may work on the schema after this step."""
+    applied_at: datetime | None
+    """When it was applied, by the database's clock (UTC); None: it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a schema stands."""
+
+    schema: str
+    version: int
+    """Its last step; 0: not migrated."""
+    latest: int
+    """The last step that this fastq knows."""
+    migrations: list[Migration]
+    """All steps, applied or known, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What ``down`` would delete."""
+
+    migrations: list[Migration]
+    """The steps that it would undo, in that order."""
+    tables: list[tuple[str, int]]
+    """The tables that would go, each with its number of rows now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    version: int
+    name: str
+    up: str
+    down: str
+    oldest: str
+
+
+@cache
+def _steps() -> dict[int, _Step]:
+    steps = {}
+    for version, name, up, down in _engine.migrations():
+        oldest = _OLDEST.search(up)
+        if oldest is None:
+            raise AssertionError(f"schema step {version} does not say `-- oldest fastq: x.y.z`")
+        steps[version] = _Step(version, name, up, down, oldest[1])
+    return steps
+
+
+def migrate(dsn: str | None = None, *, schema: str | None = None, target: int | None = None) -> list[Migration]:
+    """Apply the steps that are missing, each in a transaction of its own, and create the schema if it is not there.
+
+    Safe to run from any number of processes at once, and while workers run.
+
+    Args:
+        dsn: the database; None: FASTQ_DSN.
+        schema: None: FASTQ_SCHEMA, else ``"fastq"``.
+        target: the last step wanted; None: the newest.
+
+    Returns:
+        The steps that this call applied; none where others were faster or nothing was missing.
+
+    Raises:
+        SettingsError: no dsn, a dsn or schema name that can't be used, a target that is no step.
+        SchemaError: the schema is newer than this fastq and shut to it.
+        DatabaseError: the server refused a step (``sqlstate`` 42501: rights are missing) or stayed too busy.
+    """
+    steps = _steps()
+    last = max(steps) if target is None else target
+    if last not in steps:
+        raise SettingsError(f"target is {target!r}, but must be one of the schema's steps: {_numbers(steps)}")
+    applied = []
+    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+        # Looked up first, so that where nothing is missing no right to create is needed.
+        there = {migration.version for migration in _open_to_us(db)}
+        for step in (steps[version] for version in sorted(steps) if version <= last and version not in there):
+            done = _patiently(partial(_apply, db, step))
+            if done is not None:
+                applied.append(done)
+    return applied
+
+
+def preview_down(dsn: str | None = None, *, schema: str | None = None, target: int | None = None) -> Loss:
+    """What ``down`` with the same arguments would delete. Nothing is changed; the rows are counted.
+
+    Raises:
+        SettingsError, SchemaError, DatabaseError: as ``down``.
+    """
+    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+        return _loss(db, target)
+
+
+def down(
+    dsn: str | None = None, *, schema: str | None = None, target: int | None = None, yes: bool = False
+) -> list[Migration]:
+    """Undo steps, the last one first, each in a transaction of its own. What their tables hold is deleted.
+
+    The schema itself stays, empty after step 1 is undone.
+
+    Args:
+        dsn: the database; None: FASTQ_DSN.
+        schema: None: FASTQ_SCHEMA, else ``"fastq"``.
+        target: the last step to keep, 0 for none; None: all but the last one.
+        yes: that it is meant. Without it nothing is done.
+
+    Returns:
+        The steps that were undone.
+
+    Raises:
+        SettingsError: ``yes`` is not given (the message says what would be deleted); or as ``migrate``.
+        SchemaError: not migrated, or a step is applied that this fastq does not know how to undo.
+        DatabaseError: as ``migrate``.
+    """
+    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+        loss = _loss(db, target)
+        if not yes:
+            rows = ", ".join(f"{name} ({count:,} rows)" for name, count in loss.tables) or "no table"
+            raise SettingsError(
+                f"down would undo step {_numbers(m.version for m in loss.migrations) or 'none'} of schema {db.schema!r} and "
+                f"delete {rows}: pass yes=True (on the command line --yes) if that is meant"
+            )
+        steps = _steps()
+        return [migration for migration in loss.migrations if _patiently(partial(_undo, db, steps[migration.version]))]
+
+
+def status(dsn: str | None = None, *, schema: str | None = None) -> Status:
+    """Which steps a schema has, and which are known.
+
+    Raises:
+        SettingsError: as ``migrate``.
+        DatabaseError: no connection, or no right to look.
+    """
+    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+        applied = {migration.version: migration for migration in _applied(db)}
+    known = {step.version: Migration(step.version, step.name, step.oldest, None) for step in _steps().values()}
+    merged = known | applied
+    return Status(db.schema, max(applied, default=0), max(known), [merged[version] for version in sorted(merged)])
+
+
+def check(db: Database) -> None:
+    """That this fastq may work on the schema of ``db``.
+
+    Raises:
+        SchemaError: it is not migrated, too old, or newer and shut to this version. The message says what to do.
+        DatabaseError: the server refused to tell.
+    """
+    applied = _open_to_us(db)
+    latest = max(_steps())
+    if not applied:
+        raise SchemaError(f"schema {db.schema!r} is not migrated: run `fastq migrate`, or call fastq.migrate(dsn)")
+    if applied[-1].version < latest:
+        raise SchemaError(
+            f"schema {db.schema!r} is at step {applied[-1].version}, too old for fastq {_engine.version}, "
+            f"which needs step {latest}: run `fastq migrate`"
+        )
+
+
+def _open_to_us(db: Database) -> list[Migration]:
+    """The steps applied. Raises SchemaError if the last one is unknown here and shuts this version out."""
+    applied = _applied(db)
+    if applied and applied[-1].version > max(_steps()) and _parts(_engine.version) < _parts(applied[-1].oldest):
+        raise SchemaError(
+            f"schema {db.schema!r} is at step {applied[-1].version}, which shuts out fastq {_engine.version}: "
+            f"it needs {applied[-1].oldest} or newer. Upgrade fastq"
+        )
+    return applied
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    # The leading numbers decide: 1.2.0rc1 counts as 1.2.0.
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _numbers(versions: Iterable[int]) -> str:
+    return ", ".join(str(version) for version in versions)
+
+
+def _applied(db: Database) -> list[Migration]:
+    try:
+        rows = db.query("list_migrations")
+    except DatabaseError as error:
+        if error.sqlstate == _UNDEFINED_TABLE:
+            return []
+        raise
+    return [Migration(version, name, oldest, at.astimezone(UTC)) for version, name, oldest, at in rows]
+
+
+def _apply(db: Database, step: _Step) -> Migration | None:
+    with db.transaction():
+        _take_turn(db)
+        if not db.has_schema():
+            db.create_schema()
+        db.query("create_migration_table")
+        if any(migration.version == step.version for migration in _open_to_us(db)):
+            return None
+        db.script(step.up)
+        [(applied_at,)] = db.query("record_migration", step.version, step.name, step.oldest)
+    return Migration(step.version, step.name, step.oldest, applied_at.astimezone(UTC))
+
+
+def _undo(db: Database, step: _Step) -> bool:
+    with db.transaction():
+        _take_turn(db)
+        applied = _applied(db)
+        if not applied or applied[-1].version != step.version:
+            return False
+        db.script(step.down)
+        if len(applied) == 1:
+            db.drop_table("migration")
+        else:
+            db.query("forget_migration", step.version)
+    return True
+
+
+def _take_turn(db: Database) -> None:
+    db.query("set_lock_timeout", _TURN_TIMEOUT)
+    db.query("lock_migrations", db.schema)
+    db.query("set_lock_timeout", _LOCK_TIMEOUT)
+
+
+def _patiently(step: Callable[[], T]) -> T:
+    """Run ``step``, again after a pause while a lock that it needs is held: up to a minute in all."""
+    started = time.monotonic()
+    pause = 0.05
+    while True:
+        try:
+            return step()
+        except DatabaseError as error:
+            if error.sqlstate not in _BUSY or time.monotonic() - started > _PATIENCE:
+                raise
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        pause = min(pause * 2, 1.0)
+
+
+def _loss(db: Database, target: int | None) -> Loss:
+    steps = _steps()
+    applied = _applied(db)
+    if not applied:
+        raise SchemaError(f"schema {db.schema!r} is not migrated: there is nothing to undo")
+    versions = [0, *(migration.version for migration in applied)]
+    keep = versions[-2] if target is None else target
+    if keep not in versions:
+        raise SettingsError(
+            f"target is {target!r}, but must be 0 or one of the applied steps: {_numbers(versions[1:])}"
+        )
+    undone = [migration for migration in reversed(applied) if migration.version > keep]
+    for migration in undone:
+        if migration.version not in steps:
+            raise SchemaError(
+                f"schema {db.schema!r} is at step {migration.version} ({migration.name}), which fastq {_engine.version} "
+                f"does not know how to undo: run `down` with the fastq that applied it"
+            )
+    names = [
+        name.strip().removeprefix("fastq.")
+        for migration in undone
+        for dropped in _DROPPED.findall(steps[migration.version].down)
+        for name in dropped.split(",")
+    ]
+    return Loss(undone, [(name, db.count_rows(name)) for name in sorted(names)])
+
+
+__all__ = ["Loss", "Migration", "Status", "check", "down", "migrate", "preview_down", "status"]

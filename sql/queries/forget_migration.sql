@@ -1,0 +1,1 @@
+DELETE FROM fastq.migration WHERE version = $1::integer
