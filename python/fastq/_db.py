@@ -7,7 +7,6 @@ the server's code and without passwords.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,20 +43,6 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": "25000",
     "application_name": "fastq",
 }
-
-
-def resolve_dsn(dsn: str | None) -> str:
-    """``dsn``, else FASTQ_DSN.
-
-    Raises:
-        SettingsError: neither is given.
-    """
-    found = dsn if dsn is not None else os.environ.get("FASTQ_DSN")
-    if not found:
-        raise SettingsError(
-            "no database is named: give a dsn such as postgresql://user@host/database, or set FASTQ_DSN"
-        )
-    return found
 
 
 @cache
@@ -232,4 +217,4 @@ def _translate(error: psycopg.Error, *, lost: bool) -> DatabaseError:
     return DatabaseError(f"{message} (SQLSTATE {code})" if code else message, sqlstate=code, is_transient=transient)
 
 
-__all__ = ["CONNECT_TIMEOUT", "Database", "Row", "resolve_dsn"]
+__all__ = ["CONNECT_TIMEOUT", "Database", "Row"]

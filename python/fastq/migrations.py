@@ -17,9 +17,9 @@ from functools import cache, partial
 from typing import Final, TypeVar
 
 from fastq import _engine
-from fastq._db import Database, resolve_dsn
+from fastq._db import Database
 from fastq.errors import DatabaseError, SchemaError, SettingsError
-from fastq.settings import resolve_schema
+from fastq.settings import resolve_dsn, resolve_schema
 
 T = TypeVar("T")
 

@@ -11,6 +11,20 @@ from fastq.errors import SettingsError
 PAYLOAD_LIMIT = 1024 * 1024
 
 
+def resolve_dsn(dsn: str | None) -> str:
+    """``dsn``, else FASTQ_DSN.
+
+    Raises:
+        SettingsError: neither is given.
+    """
+    found = dsn if dsn is not None else os.environ.get("FASTQ_DSN")
+    if not found:
+        raise SettingsError(
+            "no database is named: give a dsn such as postgresql://user@host/database, or set FASTQ_DSN"
+        )
+    return found
+
+
 def resolve_schema(schema: str | None) -> str:
     """``schema``, else FASTQ_SCHEMA, else ``"fastq"``."""
     return schema if schema is not None else os.environ.get("FASTQ_SCHEMA", "fastq")
@@ -67,4 +81,12 @@ class ProducerSettings:
     notify: bool = True
 
 
-__all__ = ["PAYLOAD_LIMIT", "ConsumerSettings", "ProducerSettings", "SettingsError", "TypeSettings", "resolve_schema"]
+__all__ = [
+    "PAYLOAD_LIMIT",
+    "ConsumerSettings",
+    "ProducerSettings",
+    "SettingsError",
+    "TypeSettings",
+    "resolve_dsn",
+    "resolve_schema",
+]
