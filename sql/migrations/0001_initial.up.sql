@@ -48,6 +48,7 @@ CREATE TABLE fastq.done (
     no       bigint NOT NULL,
     done_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     took_us  bigint NOT NULL,              -- run time of all of them together, microseconds
+    lane     integer NOT NULL,             -- a claim has one: counts by queue and type need no look at the tasks
     leaf     smallint NOT NULL,            -- of the tasks: both leaves are emptied together
     attempts smallint NOT NULL,            -- runs, the last one too
     ids      int8multirange NOT NULL
@@ -148,6 +149,7 @@ CREATE TABLE fastq.ready (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, vacuum_truncate = off);
 CREATE UNIQUE INDEX ready_hi ON fastq.ready (hi);
 CREATE INDEX ready_lane ON fastq.ready (lane, track, rid);
+CREATE INDEX ready_careful ON fastq.ready (lane) WHERE track >= 2;
 
 -- What a consumer took in one fetch of one lane. The authority on who runs what.
 CREATE TABLE fastq.claim (
@@ -210,7 +212,6 @@ CREATE TABLE fastq.attempt_error (
     traceback text NOT NULL DEFAULT ''
 );
 CREATE INDEX attempt_error_id ON fastq.attempt_error (id);
-CREATE INDEX attempt_error_failed_at ON fastq.attempt_error USING brin (failed_at);
 
 -- Idempotency tokens, unique per type, held while their task is kept.
 CREATE TABLE fastq.token (

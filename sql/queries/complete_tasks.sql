@@ -14,8 +14,8 @@ WITH sent AS MATERIALIZED (
     UPDATE fastq.claim c SET ids = (SELECT m.rest FROM moved m WHERE m.no = c.no)
      WHERE c.consumer = $1 AND c.no = ANY (ARRAY (SELECT no FROM moved WHERE NOT isempty(rest) AND NOT isempty(ok)))
 ), kept AS (
-    INSERT INTO fastq.done (leaf, lo, ids, consumer, no, attempts, took_us)
-    SELECT m.leaf, lower(p.ok), p.ok, $1, m.no, m.attempts + 1, d.took_us
+    INSERT INTO fastq.done (lane, leaf, lo, ids, consumer, no, attempts, took_us)
+    SELECT m.lane, m.leaf, lower(p.ok), p.ok, $1, m.no, m.attempts + 1, d.took_us
       FROM unnest($4::bigint[], $5::int8multirange[], $6::bigint[]) AS d (no, ids, took_us)
       JOIN moved m USING (no), LATERAL (SELECT m.ok * d.ids AS ok) p
      WHERE NOT isempty(p.ok)
