@@ -231,7 +231,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// The next delay.
-    pub fn next(&mut self) -> Duration {
+    pub fn delay(&mut self) -> Duration {
         let full = Duration::from_millis(50).saturating_mul(1 << self.attempt.min(7)).min(Duration::from_secs(5));
         self.attempt += 1;
         full.mul_f64(1.0 - random_f64() / 2.0)

@@ -34,6 +34,7 @@ struct Ring {
     records: VecDeque<Record>,
     dropped: u64,
     threads: usize,
+    poked: bool,
     ended: bool,
 }
 
@@ -62,6 +63,12 @@ impl Outbox {
         self.news.notify_all();
     }
 
+    /// Lets `wait` return: there is something to fetch elsewhere.
+    pub fn poke(&self) {
+        self.ring.lock().poked = true;
+        self.news.notify_all();
+    }
+
     /// Says that the I/O thread has ended; nothing comes after it.
     pub fn end(&self) {
         self.ring.lock().ended = true;
@@ -71,9 +78,10 @@ impl Outbox {
     /// Waits up to `limit` for news: records, handler threads asked for, and whether the thread has ended.
     pub fn wait(&self, limit: Duration) -> (Vec<Record>, usize, bool) {
         let mut ring = self.ring.lock();
-        if ring.records.is_empty() && ring.threads == 0 && !ring.ended {
+        if ring.records.is_empty() && ring.threads == 0 && !ring.poked && !ring.ended {
             self.news.wait_for(&mut ring, limit);
         }
+        ring.poked = false;
         let mut records: Vec<_> = ring.records.drain(..).collect();
         if ring.dropped > 0 {
             let message = format!("{} log records were dropped: they came faster than they were read", ring.dropped);

@@ -1,6 +1,7 @@
 //! The queue: no PyO3 type occurs below here.
 
 pub mod connect;
+pub mod consume;
 pub mod error;
 pub mod logs;
 pub mod service;

@@ -1,6 +1,9 @@
 //! What Python sees: `fastq._core`. The only place that names PyO3.
 
+mod engine;
 mod error;
+mod mailbox;
+mod task;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -35,6 +38,12 @@ fn render(py: Python<'_>, text: &str, schema: &str) -> PyResult<String> {
 mod _core {
     #[pymodule_export]
     use super::{migrations, queries, render};
+
+    #[pymodule_export]
+    use super::engine::Engine;
+
+    #[pymodule_export]
+    use super::task::TaskInfo;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python's name")]

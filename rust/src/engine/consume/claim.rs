@@ -1,0 +1,577 @@
+//! The claimer: takes tasks from the lanes of our types, just ahead of what the handlers use up.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout_at};
+use tokio_postgres::Row;
+
+use crate::engine::connect::{Backoff, Link, Target};
+use crate::engine::consume::books::Books;
+use crate::engine::consume::counters::Counters;
+use crate::engine::consume::outcomes::Ended;
+use crate::engine::consume::sched::Wants;
+use crate::engine::consume::task::{Chunk, Failure, Holder, Outcome};
+use crate::engine::consume::{Phase, Shared};
+use crate::engine::error::Result;
+use crate::engine::logs::Level;
+use crate::engine::wire::Elements;
+
+/// Payload of one claim, at most.
+const CLAIM_BYTES: usize = 8 << 20;
+/// Chunks of one lane that a claim locks at first; doubled while claims come short.
+const FEWEST_CHUNKS: i64 = 2;
+/// And at most: a row each even when tasks came one by one.
+const MOST_CHUNKS: i64 = 1_000;
+/// A sweep is not repeated before this many times its own duration: an empty lane under a held snapshot is always short.
+const SWEEP_SHARE: u32 = 20;
+/// A claim that came short beside others who hold rows is tried again after this.
+const SOON: Duration = Duration::from_millis(2);
+/// Claims of a few slow tasks are this far apart, so that slots that come free together are filled together.
+const TRICKLE: Duration = Duration::from_millis(4);
+/// Outcomes not yet stored, beyond which nothing more is claimed.
+const MOST_UNFLUSHED: usize = 5_000;
+/// How long nothing starts, at first and at most, while a task waits to run alone.
+const HOLD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+#[derive(Debug)]
+struct Lane {
+    id: i32,
+    kind: usize,
+    queue: Arc<str>,
+    /// By track: the `rid` up to which all was taken.
+    hints: [i64; 4],
+    /// Chunks to lock in one claim.
+    chunks: i64,
+    /// There may be more than the last claim took.
+    maybe: bool,
+}
+
+/// One row of a claim's request.
+#[derive(Debug, Default)]
+struct Asked {
+    lanes: Vec<i32>,
+    tracks: Vec<i16>,
+    hints: Vec<i64>,
+    groups: Vec<i32>,
+    wants: Vec<i64>,
+    chunks: Vec<i64>,
+    /// Tasks, bytes and chunks in all.
+    tasks: i64,
+    bytes: i64,
+    limit: i64,
+}
+
+impl Asked {
+    fn push(&mut self, lane: &Lane, track: i16, hint: i64, group: usize, want: usize) {
+        let want = i64::try_from(want).unwrap_or(i64::MAX);
+        self.lanes.push(lane.id);
+        self.tracks.push(track);
+        self.hints.push(hint);
+        self.groups.push(i32::try_from(group).unwrap_or(i32::MAX));
+        self.wants.push(want);
+        self.chunks.push(lane.chunks.min(want));
+    }
+}
+
+/// What a claim brought.
+#[derive(Debug, Default)]
+struct Brought {
+    tasks: usize,
+    /// Chunks taken of each lane and track.
+    chunks: HashMap<(i32, i16), i64>,
+}
+
+/// See the module.
+pub struct Claimer<'a> {
+    shared: &'a Shared,
+    target: Target,
+    books: Rc<RefCell<Books>>,
+    link: Option<Link>,
+    lanes: Vec<Lane>,
+    stale: bool,
+    turn: usize,
+    /// When the last look at all lanes from their start began, and how long it took.
+    swept: Option<Instant>,
+    sweep_time: Duration,
+    /// A claim came short: what it could not see is looked for.
+    sweep_wanted: bool,
+    last_claim: Instant,
+    hold: Duration,
+    hold_after: Instant,
+}
+
+impl<'a> Claimer<'a> {
+    /// Not yet connected.
+    pub fn new(shared: &'a Shared, target: Target, books: Rc<RefCell<Books>>) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            target,
+            books,
+            link: None,
+            lanes: Vec::new(),
+            stale: true,
+            turn: 0,
+            swept: None,
+            sweep_time: Duration::ZERO,
+            sweep_wanted: false,
+            last_claim: now,
+            hold: HOLD.0,
+            hold_after: now,
+        }
+    }
+
+    /// Claims until the engine stops.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        let mut complained = false;
+        while self.shared.phase() == Phase::Running {
+            match self.step().await {
+                Ok(()) => {
+                    backoff.reset();
+                    if complained {
+                        complained = false;
+                        self.shared.log(Level::Info, "claimer", "claims again");
+                    }
+                }
+                Err(e) => {
+                    if !complained {
+                        complained = true;
+                        self.shared.log(Level::Warning, "claimer", format!("can't claim, and keeps trying: {e}"));
+                    }
+                    self.books.borrow_mut().claiming_after = None;
+                    if e.is_lost() {
+                        self.link = None;
+                    }
+                    self.pause(backoff.delay()).await;
+                }
+            }
+        }
+        self.books.borrow_mut().claimer_ended = true;
+        self.shared.outcomes.wake();
+    }
+
+    async fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while self.shared.phase() == Phase::Running && Instant::now() < until {
+            drop(timeout_at(until.into(), self.shared.claim_news.notified()).await);
+        }
+    }
+
+    /// One claim, or one wait.
+    async fn step(&mut self) -> Result<()> {
+        if self.link.is_none() {
+            let link = self.target.connect(false).await?;
+            link.check_schema().await?;
+            if self.swept.is_some() {
+                Counters::add(&self.shared.counters.reconnects, 1);
+            }
+            for lane in &mut self.lanes {
+                lane.hints = [0; 4];
+            }
+            self.swept = None;
+            self.link = Some(link);
+        }
+        self.hear();
+        if self.stale {
+            self.list_lanes().await?;
+        }
+        let now = Instant::now();
+        if self.shared.outcomes.unflushed() > MOST_UNFLUSHED || !self.shared.may_start(now) {
+            self.pause(SOON).await;
+            return Ok(());
+        }
+        self.claim_careful().await?;
+        let poll_due = self.swept.map_or(now, |s| s + self.shared.settings.poll_interval);
+        let sweep_due = self.swept.map_or(now, |s| s + (self.sweep_time * SWEEP_SHARE).max(SOON));
+        let sweep = now >= poll_due || (self.sweep_wanted && now >= sweep_due);
+        if !sweep && !self.lanes.iter().any(|l| l.maybe) {
+            let until = if self.sweep_wanted { sweep_due.min(poll_due) } else { poll_due };
+            drop(timeout_at(until.into(), self.shared.claim_news.notified()).await);
+            return Ok(());
+        }
+        // From here on, room that comes up while we look is told.
+        self.shared.hungry.store(true, Ordering::Release);
+        let wants = self.shared.sched.lock().wants(self.shared.round_trip());
+        let few = wants.types.iter().all(|w| w.slow && w.tasks < 8);
+        if wants.types.is_empty() {
+            // Full. Handlers that end wake us; lanes that wait are looked at then.
+            if sweep {
+                self.swept = Some(now);
+                self.lanes.iter_mut().for_each(|l| l.maybe = true);
+            }
+            drop(timeout_at((now + self.shared.settings.poll_interval).into(), self.shared.claim_news.notified()).await);
+            return Ok(());
+        }
+        self.shared.hungry.store(false, Ordering::Release);
+        if few && !sweep && now < self.last_claim + TRICKLE {
+            self.pause_until(self.last_claim + TRICKLE).await;
+            return Ok(());
+        }
+        self.claim_ordinary(&wants, sweep).await
+    }
+
+    async fn pause_until(&self, until: Instant) {
+        tokio::time::sleep_until(until.into()).await;
+    }
+
+    /// Takes in what the control loop has heard.
+    fn hear(&mut self) {
+        let mut books = self.books.borrow_mut();
+        let known = self.lanes.iter().map(|l| l.id).max().unwrap_or(0);
+        let mut newest = self.lanes.first().map_or(0, |_| known);
+        for id in books.notified.drain(..) {
+            match self.lanes.iter_mut().find(|l| l.id == id) {
+                Some(lane) => lane.maybe = true,
+                None => newest = newest.max(id),
+            }
+        }
+        // Lanes of other types look like unknown ones: each new one is asked for once.
+        if newest > books.last_lane {
+            books.last_lane = newest;
+            self.stale = true;
+        }
+        if books.lanes_changed {
+            books.lanes_changed = false;
+            self.stale = true;
+        }
+    }
+
+    async fn list_lanes(&mut self) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let kinds = &self.shared.settings.kinds;
+        let names: Vec<&str> = kinds.iter().map(|k| k.name.as_str()).collect();
+        let rows = link.query("list_lanes", &[&names, &self.shared.settings.queues]).await?;
+        Counters::add(&self.shared.counters.statements, 1);
+        let mut lanes = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (id, name, queue): (i32, &str, &str) = (row.get(0), row.get(1), row.get(2));
+            let Some(kind) = kinds.iter().position(|k| k.name == name) else { continue };
+            let old = self.lanes.iter().find(|l| l.id == id);
+            let (hints, chunks) = old.map_or(([0; 4], FEWEST_CHUNKS), |l| (l.hints, l.chunks));
+            lanes.push(Lane { id, kind, queue: Arc::from(queue), hints, chunks, maybe: true });
+        }
+        self.lanes = lanes;
+        self.stale = false;
+        Ok(())
+    }
+
+    async fn claim_ordinary(&mut self, wants: &Wants, sweep: bool) -> Result<()> {
+        let startable = self.shared.sched.lock().startable();
+        let shared_group = self.shared.settings.kinds.len();
+        let mut asked = Asked { tasks: saturating(wants.tasks), bytes: saturating(wants.bytes.min(CLAIM_BYTES)), ..Asked::default() };
+        let mut most: HashMap<usize, i64> = HashMap::new();
+        self.turn = self.turn.wrapping_add(1);
+        let count = self.lanes.len();
+        for step in 0..count {
+            let lane = &self.lanes[(step + self.turn) % count];
+            let Some(want) = wants.types.iter().find(|w| w.kind == lane.kind) else { continue };
+            if !sweep && !lane.maybe {
+                continue;
+            }
+            let uncapped = want.slow && self.shared.settings.kinds[lane.kind].workers >= self.shared.settings.concurrency;
+            let (group, tasks) = if uncapped { (shared_group, startable) } else { (lane.kind, want.tasks) };
+            for track in [1, 0] {
+                asked.push(lane, track, if sweep { 0 } else { lane.hints[usize::from(track.unsigned_abs())] }, group, tasks);
+            }
+            let chunks = lane.chunks.min(saturating(tasks));
+            most.entry(group).and_modify(|m| *m = (*m).max(chunks)).or_insert(chunks);
+        }
+        asked.limit = most.values().sum::<i64>().max(FEWEST_CHUNKS);
+        if asked.lanes.is_empty() {
+            if sweep {
+                self.swept = Some(Instant::now());
+                self.sweep_wanted = false;
+            } else {
+                // What may hold more is of types that want nothing now.
+                self.shared.hungry.store(true, Ordering::Release);
+                let limit = Instant::now() + self.shared.settings.poll_interval;
+                drop(timeout_at(limit.into(), self.shared.claim_news.notified()).await);
+            }
+            return Ok(());
+        }
+        let began = Instant::now();
+        let brought = self.claim(&asked).await?;
+        if sweep {
+            self.swept = Some(began);
+            self.sweep_time = began.elapsed();
+        }
+        self.judge(&asked, &brought, sweep);
+        Ok(())
+    }
+
+    /// Which lanes may hold more, and how many chunks to lock next time.
+    fn judge(&mut self, asked: &Asked, brought: &Brought, sweep: bool) {
+        let full = saturating(brought.tasks) >= asked.tasks;
+        let chunks_in_all: i64 = brought.chunks.values().sum();
+        let cut = full || chunks_in_all >= asked.limit;
+        for lane in &mut self.lanes {
+            let mut seen = false;
+            let mut at_limit = false;
+            let mut taken = 0;
+            for i in (0..asked.lanes.len()).filter(|&i| asked.lanes[i] == lane.id) {
+                seen = true;
+                let chunks = brought.chunks.get(&(lane.id, asked.tracks[i])).copied().unwrap_or(0);
+                taken += chunks;
+                at_limit |= chunks >= asked.chunks[i];
+            }
+            if !seen {
+                continue;
+            }
+            lane.maybe = cut || at_limit;
+            if at_limit && !full {
+                lane.chunks = (lane.chunks * 2).min(MOST_CHUNKS);
+            } else if full && taken > 0 && taken < lane.chunks / 2 {
+                lane.chunks = (taken + 1).max(FEWEST_CHUNKS);
+            }
+        }
+        // Short, and yet something came: a commit that overtook another, or rows that others hold, lie behind the hints.
+        self.sweep_wanted = !cut && (brought.tasks > 0 || (self.sweep_wanted && !sweep));
+    }
+
+    /// Sends one claim and takes in what it brings.
+    async fn claim(&mut self, asked: &Asked) -> Result<Brought> {
+        let Some(link) = &self.link else { return Ok(Brought::default()) };
+        let (me, epoch, after) = {
+            let mut books = self.books.borrow_mut();
+            let after = books.last_no;
+            books.last_no += asked.limit + 1;
+            books.claiming_after = Some(after);
+            (books.me(), books.epoch(), after)
+        };
+        let sent = Instant::now();
+        self.last_claim = sent;
+        let rows = link
+            .query(
+                "claim_tasks",
+                &[
+                    &me,
+                    &after,
+                    &asked.tasks,
+                    &asked.bytes,
+                    &asked.lanes,
+                    &asked.tracks,
+                    &asked.hints,
+                    &asked.groups,
+                    &asked.wants,
+                    &asked.chunks,
+                    &asked.limit,
+                ],
+            )
+            .await?;
+        let time = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mean = self.shared.round_trip_us.load(Ordering::Relaxed);
+        self.shared.round_trip_us.store((mean * 7 + time.min(100_000)) / 8, Ordering::Relaxed);
+        Counters::add(&self.shared.counters.claims, 1);
+        Counters::add(&self.shared.counters.statements, 1);
+        let mut brought = Brought::default();
+        let mut chunks = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let chunk = self.read(row, epoch, &mut brought).await?;
+            chunks.push(Arc::new(chunk));
+        }
+        let current = {
+            let mut books = self.books.borrow_mut();
+            books.claiming_after = None;
+            for chunk in &chunks {
+                *books.held.entry((epoch, chunk.no)).or_default() += chunk.ids().len() as u64;
+            }
+            books.epoch() == epoch
+        };
+        Counters::add(&self.shared.counters.claimed, brought.tasks);
+        if current {
+            self.hand_over(&chunks);
+        }
+        Ok(brought)
+    }
+
+    fn hand_over(&self, chunks: &[Arc<Chunk>]) {
+        let mut sched = self.shared.sched.lock();
+        let mut returned = Vec::new();
+        for chunk in chunks {
+            if !sched.push(chunk) {
+                let give = |&id| Ended { holder: Holder { epoch: chunk.epoch, no: chunk.no, id }, took_us: 0, outcome: Outcome::GivenBack };
+                returned.extend(chunk.ids().iter().map(give));
+            }
+        }
+        self.shared.rouse(&mut sched);
+        let wake = sched.disarm();
+        drop(sched);
+        self.shared.outcomes.append(&mut returned);
+        if wake {
+            self.shared.wake_loop();
+        }
+    }
+
+    /// One row of the claim's answer: a run of tasks of one chunk.
+    async fn read(&mut self, row: &Row, epoch: u32, brought: &mut Brought) -> Result<Chunk> {
+        let (no, lane_id, track, rid, leaf): (i64, i32, i16, i64, i16) = (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
+        let (attempts, max_attempts, lo, hi, shrunk): (i16, i16, i64, i64, bool) = (row.get(5), row.get(6), row.get(7), row.get(8), row.get(9));
+        *brought.chunks.entry((lane_id, track)).or_default() += 1;
+        let lane = self.lanes.iter_mut().find(|l| l.id == lane_id);
+        let (kind, queue) = match lane {
+            Some(lane) => {
+                let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 4];
+                *hint = (*hint).max(if shrunk { rid } else { rid + 1 });
+                (lane.kind, Arc::clone(&lane.queue))
+            }
+            None => (0, Arc::from("")),
+        };
+        let mut chunk = Chunk::new(epoch, no, kind, queue, track, attempts, max_attempts);
+        let columns: [Option<Elements<'_>>; 4] = [row.get(10), row.get(11), row.get(12), row.get(13)];
+        if let [Some(ids), Some(created), Some(formats), Some(payloads)] = columns {
+            chunk.fill(ids, created, formats, payloads);
+        }
+        let expected = usize::try_from(hi - lo + 1).unwrap_or(0);
+        if chunk.ids().len() < expected {
+            self.find_missing(&mut chunk, leaf, lo, hi).await?;
+        }
+        brought.tasks += chunk.ids().len();
+        Ok(chunk)
+    }
+
+    /// Fewer rows than ids: an edit or a move overtook the claim's snapshot. A new statement sees them; what is still missing has no
+    /// content any more and fails for good.
+    async fn find_missing(&self, chunk: &mut Chunk, leaf: i16, lo: i64, hi: i64) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let missing: Vec<i64> = (lo..=hi).filter(|id| !chunk.ids().contains(id)).collect();
+        for row in link.query("read_tasks", &[&leaf, &missing]).await? {
+            let (created, payload): (Timestamp, &[u8]) = (row.get(1), row.get(3));
+            chunk.push(row.get(0), created.0, row.get::<_, i8>(2).cast_unsigned(), payload);
+        }
+        for id in missing.into_iter().filter(|id| !chunk.ids().contains(id)) {
+            self.shared.log(Level::Error, "claimer", format!("task {id} has no content any more; it is failed"));
+            let failure = Failure { delay: None, error: "the task's content is missing".into(), traceback: String::new() };
+            *self.books.borrow_mut().held.entry((chunk.epoch, chunk.no)).or_default() += 1;
+            let holder = Holder { epoch: chunk.epoch, no: chunk.no, id };
+            self.shared.outcomes.push(Ended { holder, took_us: 0, outcome: Outcome::Failed(Box::new(failure)) });
+        }
+        Ok(())
+    }
+
+    // --- tasks that were lost before ------------------------------------------------------------------------------------------------
+
+    /// Tracks 2 and 3: what is claimed starts at once, so that the rescuer may charge all of it; on track 3 it runs alone.
+    async fn claim_careful(&mut self) -> Result<()> {
+        let careful: Vec<i32> = std::mem::take(&mut self.books.borrow_mut().careful_lanes);
+        for id in careful {
+            let Some(at) = self.lanes.iter().position(|l| l.id == id) else { continue };
+            let kind = self.lanes[at].kind;
+            loop {
+                let slots = self.shared.sched.lock().reserve(kind, self.shared.settings.concurrency);
+                if slots == 0 {
+                    break;
+                }
+                let brought = self.claim_track(at, 2, slots).await;
+                self.shared.sched.lock().release(slots);
+                let brought = brought?;
+                let mut sched = self.shared.sched.lock();
+                sched.feed();
+                self.shared.rouse(&mut sched);
+                let wake = sched.disarm();
+                drop(sched);
+                if wake {
+                    self.shared.wake_loop();
+                }
+                if brought.tasks == 0 {
+                    break;
+                }
+                // Again as soon as a tick sees more; these have the slots now.
+                self.books.borrow_mut().careful_lanes.push(id);
+                self.wait_for_slot(kind).await;
+                if self.shared.phase() != Phase::Running {
+                    return Ok(());
+                }
+            }
+            self.claim_alone(at).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits a moment for handlers to end, so that the next careful claim finds room.
+    async fn wait_for_slot(&self, kind: usize) {
+        for _ in 0..10 {
+            sleep(Duration::from_millis(1)).await;
+            let mut sched = self.shared.sched.lock();
+            let slots = sched.reserve(kind, 1);
+            sched.release(slots);
+            if slots > 0 {
+                return;
+            }
+        }
+    }
+
+    async fn claim_alone(&mut self, at: usize) -> Result<()> {
+        if Instant::now() < self.hold_after {
+            return Ok(());
+        }
+        let until = Instant::now() + self.hold;
+        let mut ran = false;
+        loop {
+            let quiet = self.shared.sched.lock().hold_for_alone();
+            if quiet {
+                let brought = self.claim_track(at, 3, 1).await;
+                if !matches!(&brought, Ok(b) if b.tasks > 0) {
+                    break;
+                }
+                ran = true;
+                while self.shared.phase() == Phase::Running && self.shared.sched.lock().is_busy_alone() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            } else if Instant::now() > until && !ran {
+                // Long handlers run here: give way, and wait longer the next time. Another worker may be quiet sooner.
+                self.hold_after = Instant::now() + self.hold * 4;
+                self.hold = (self.hold * 2).min(HOLD.1);
+                break;
+            } else {
+                sleep(Duration::from_millis(1)).await;
+            }
+            if self.shared.phase() != Phase::Running {
+                break;
+            }
+        }
+        if ran {
+            self.hold = HOLD.0;
+        }
+        let mut sched = self.shared.sched.lock();
+        sched.release_alone();
+        sched.feed();
+        self.shared.rouse(&mut sched);
+        let wake = sched.disarm();
+        drop(sched);
+        if wake {
+            self.shared.wake_loop();
+        }
+        Ok(())
+    }
+
+    async fn claim_track(&mut self, at: usize, track: i16, tasks: usize) -> Result<Brought> {
+        let mut asked = Asked { tasks: saturating(tasks), bytes: saturating(CLAIM_BYTES), limit: saturating(tasks), ..Asked::default() };
+        let lane = &self.lanes[at];
+        asked.push(lane, track, 0, 0, tasks);
+        asked.chunks = vec![saturating(tasks)];
+        self.claim(&asked).await
+    }
+}
+
+fn saturating(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A `timestamptz` as it lies in the answer: microseconds since 2000-01-01 UTC.
+struct Timestamp(i64);
+
+impl<'a> postgres_types::FromSql<'a> for Timestamp {
+    fn from_sql(_: &postgres_types::Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(i64::from_be_bytes(raw.try_into()?)))
+    }
+
+    fn accepts(ty: &postgres_types::Type) -> bool {
+        *ty == postgres_types::Type::TIMESTAMPTZ
+    }
+}

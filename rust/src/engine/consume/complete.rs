@@ -1,0 +1,350 @@
+//! The completer: stores what became of tasks. It never drops a result: it keeps trying through an outage, and looks up what is in doubt.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join3;
+use tokio::time::{sleep, timeout};
+
+use crate::engine::connect::{Backoff, Link, Target};
+use crate::engine::consume::books::Books;
+use crate::engine::consume::counters::Counters;
+use crate::engine::consume::outcomes::Ended;
+use crate::engine::consume::task::{Failure, Outcome};
+use crate::engine::consume::{Phase, Shared};
+use crate::engine::error::{Error, Result};
+use crate::engine::logs::Level;
+use crate::engine::wire::IdSet;
+
+/// Outcomes in one statement, at most.
+const FLUSH: usize = 1_000;
+/// A look-up by `lo` finds a row of `done` whose ids span less than this.
+const SPAN: i64 = 1_024;
+/// After a flush of at least this many, the next one gathers for a moment: under load a flush of hundreds costs what one of ten does.
+const BUSY: usize = 48;
+/// That moment, counted from the start of the flush before.
+const GATHER: Duration = Duration::from_millis(5);
+/// How long an abandoned engine goes on trying to store what it has.
+const LAST_TRIES: Duration = Duration::from_secs(5);
+
+/// Outcomes of one registration of this consumer, by statement.
+#[derive(Debug, Default)]
+struct Flush {
+    /// By claim: ids and their run times.
+    completed: BTreeMap<i64, Vec<(i64, u32)>>,
+    failed: Vec<(i64, i64, Failure, u32)>,
+    given_back: BTreeMap<i64, Vec<i64>>,
+    count: usize,
+}
+
+/// Which of the three statements a refusal came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Completed,
+    Failed,
+    GivenBack,
+}
+
+impl Flush {
+    fn add(&mut self, ended: Ended) {
+        let (no, id) = (ended.holder.no, ended.holder.id);
+        self.count += 1;
+        match ended.outcome {
+            Outcome::Completed => self.completed.entry(no).or_default().push((id, ended.took_us)),
+            Outcome::Failed(failure) => self.failed.push((no, id, *failure, ended.took_us)),
+            Outcome::GivenBack => self.given_back.entry(no).or_default().push(id),
+        }
+    }
+
+    /// Two flushes of half the members each, for finding the one that a statement fails for.
+    fn split(self) -> (Flush, Flush) {
+        let mut halves = (Flush::default(), Flush::default());
+        let half = self.count / 2;
+        for (i, ended) in self.into_members().enumerate() {
+            if i < half { halves.0.add(ended) } else { halves.1.add(ended) }
+        }
+        halves
+    }
+
+    fn into_members(self) -> impl Iterator<Item = Ended> {
+        use crate::engine::consume::task::Holder;
+        let holder = |no, id| Holder { epoch: 0, no, id };
+        let completed = self.completed.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |(id, took)| (no, id, took)));
+        let completed = completed.map(move |(no, id, took_us)| Ended { holder: holder(no, id), took_us, outcome: Outcome::Completed });
+        let failed = self.failed.into_iter();
+        let failed = failed.map(move |(no, id, f, took_us)| Ended { holder: holder(no, id), took_us, outcome: Outcome::Failed(Box::new(f)) });
+        let back = self.given_back.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |id| (no, id)));
+        let back = back.map(move |(no, id)| Ended { holder: holder(no, id), took_us: 0, outcome: Outcome::GivenBack });
+        completed.chain(failed).chain(back)
+    }
+
+    /// Members by claim, for the books.
+    fn by_claim(&self) -> HashMap<i64, u64> {
+        let mut counts: HashMap<i64, u64> = HashMap::new();
+        for (no, ids) in &self.completed {
+            *counts.entry(*no).or_default() += ids.len() as u64;
+        }
+        for (no, ids) in &self.given_back {
+            *counts.entry(*no).or_default() += ids.len() as u64;
+        }
+        for (no, ..) in &self.failed {
+            *counts.entry(*no).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// See the module.
+pub struct Completer<'a> {
+    shared: &'a Shared,
+    target: Target,
+    books: Rc<RefCell<Books>>,
+    link: Option<Link>,
+    connected_before: bool,
+    abandoned_at: Option<Instant>,
+}
+
+impl<'a> Completer<'a> {
+    /// Not yet connected.
+    pub fn new(shared: &'a Shared, target: Target, books: Rc<RefCell<Books>>) -> Self {
+        Self { shared, target, books, link: None, connected_before: false, abandoned_at: None }
+    }
+
+    /// Stores outcomes until the engine has stopped, no handler runs, and nothing is left.
+    pub async fn run(mut self) {
+        let mut last = (Instant::now(), 0);
+        loop {
+            let ended = self.shared.outcomes.take(FLUSH);
+            if ended.is_empty() {
+                if self.is_finished() {
+                    break;
+                }
+                let stopping = self.shared.phase() >= Phase::Stopping;
+                let limit = if stopping { Duration::from_millis(20) } else { Duration::from_secs(3600) };
+                drop(timeout(limit, self.shared.outcomes.wait()).await);
+                if last.1 >= BUSY && !stopping {
+                    self.gather(last.0).await;
+                }
+                continue;
+            }
+            last = (Instant::now(), ended.len());
+            let mut flushes: BTreeMap<u32, Flush> = BTreeMap::new();
+            let count = ended.len();
+            for one in ended {
+                flushes.entry(one.holder.epoch).or_default().add(one);
+            }
+            for (epoch, flush) in flushes {
+                self.store(epoch, flush).await;
+            }
+            self.shared.outcomes.flushed(count);
+            if last.1 >= BUSY && self.shared.outcomes.len() < FLUSH / 2 && self.shared.phase() == Phase::Running {
+                self.gather(last.0).await;
+            }
+        }
+        self.books.borrow_mut().completer_ended = true;
+        self.shared.control_news.notify_one();
+    }
+
+    /// Waits until enough has come together, or the moment since `began` is over.
+    async fn gather(&self, began: Instant) {
+        let until = began + GATHER;
+        while self.shared.outcomes.len() < FLUSH / 2 && Instant::now() < until && self.shared.phase() == Phase::Running {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        let stopped = match self.shared.phase() {
+            Phase::Stopping => self.shared.running() == 0 && self.shared.expired.lock().is_empty(),
+            Phase::Abandoned | Phase::Ended => true,
+            Phase::New | Phase::Running => false,
+        };
+        stopped && self.books.borrow().claimer_ended && self.shared.outcomes.unflushed() == 0
+    }
+
+    /// Stores one flush, however long it takes.
+    async fn store(&mut self, epoch: u32, flush: Flush) {
+        let mut todo = vec![flush];
+        let mut backoff = Backoff::default();
+        let mut in_doubt = false;
+        let mut complained = false;
+        while let Some(flush) = todo.pop() {
+            let me = self.books.borrow().epochs.get(epoch as usize).copied().unwrap_or(0);
+            match self.send(me, &flush).await {
+                Ok(refused) => {
+                    if complained {
+                        complained = false;
+                        self.shared.log(Level::Info, "completer", "stores results again");
+                    }
+                    self.settle(epoch, me, &flush, refused, in_doubt).await;
+                    in_doubt = false;
+                    backoff.reset();
+                }
+                Err(e) if is_members_fault(&e) => {
+                    if flush.count > 1 {
+                        let (a, b) = flush.split();
+                        todo.push(b);
+                        todo.push(a);
+                    } else {
+                        self.give_up(epoch, flush, &e, &mut todo);
+                    }
+                }
+                Err(e) => {
+                    if !complained {
+                        complained = true;
+                        let count = self.shared.outcomes.unflushed();
+                        self.shared.log(Level::Warning, "completer", format!("can't store {count} results, and keeps trying: {e}"));
+                    }
+                    if e.is_lost() {
+                        in_doubt |= self.link.is_some();
+                        self.link = None;
+                    }
+                    todo.push(flush);
+                    if self.is_too_late() {
+                        let left = self.shared.outcomes.unflushed();
+                        self.shared.log(Level::Error, "completer", format!("gives up {left} results: their tasks will run again"));
+                        return;
+                    }
+                    sleep(backoff.delay()).await;
+                }
+            }
+        }
+    }
+
+    /// An abandoned engine tries for a little while only.
+    fn is_too_late(&mut self) -> bool {
+        if self.shared.phase() < Phase::Abandoned {
+            return false;
+        }
+        self.abandoned_at.get_or_insert_with(Instant::now).elapsed() > LAST_TRIES
+    }
+
+    /// One member alone that its statement fails for: named, and stored as failed if that is possible.
+    fn give_up(&self, epoch: u32, flush: Flush, error: &Error, todo: &mut Vec<Flush>) {
+        for member in flush.into_members() {
+            let id = member.holder.id;
+            self.shared.log(Level::Error, "completer", format!("the result of task {id} can't be stored: {error}"));
+            if let Outcome::Completed = member.outcome {
+                let failure = Failure { delay: None, error: format!("its completion could not be stored: {error}"), traceback: String::new() };
+                let mut failed = Flush::default();
+                failed.add(Ended { outcome: Outcome::Failed(Box::new(failure)), ..member });
+                todo.push(failed);
+            } else {
+                self.books.borrow_mut().settle(epoch, member.holder.no, 0);
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<&Link> {
+        if self.link.as_ref().is_none_or(Link::is_closed) {
+            let link = self.target.connect(true).await?;
+            if self.connected_before {
+                Counters::add(&self.shared.counters.reconnects, 1);
+            }
+            self.connected_before = true;
+            self.link = Some(link);
+        }
+        self.link.as_ref().ok_or_else(|| Error::lost("not connected"))
+    }
+
+    /// Sends the statements in one flight; answers what the claims no longer hold.
+    async fn send(&mut self, me: i64, flush: &Flush) -> Result<Vec<(Part, i64, IdSet)>> {
+        let link = self.connect().await?;
+        let completed = async {
+            if flush.completed.is_empty() {
+                return Ok(Vec::new());
+            }
+            let (mut nos, mut sets, mut piece_nos, mut pieces, mut times) = (vec![], vec![], vec![], vec![], vec![]);
+            for (no, members) in &flush.completed {
+                let mut ids: Vec<i64> = members.iter().map(|m| m.0).collect();
+                let set = IdSet::from_ids(&mut ids);
+                for piece in set.pieces(SPAN) {
+                    times.push(members.iter().filter(|m| piece.contains(m.0)).map(|m| i64::from(m.1)).sum::<i64>());
+                    piece_nos.push(*no);
+                    pieces.push(piece);
+                }
+                nos.push(*no);
+                sets.push(set);
+            }
+            link.query("complete_tasks", &[&me, &nos, &sets, &piece_nos, &pieces, &times]).await
+        };
+        let failed = async {
+            if flush.failed.is_empty() {
+                return Ok(Vec::new());
+            }
+            let nos: Vec<i64> = flush.failed.iter().map(|f| f.0).collect();
+            let ids: Vec<i64> = flush.failed.iter().map(|f| f.1).collect();
+            let delays: Vec<Option<f64>> = flush.failed.iter().map(|f| f.2.delay).collect();
+            let errors: Vec<&str> = flush.failed.iter().map(|f| f.2.error.as_str()).collect();
+            let traces: Vec<&str> = flush.failed.iter().map(|f| f.2.traceback.as_str()).collect();
+            let times: Vec<i64> = flush.failed.iter().map(|f| i64::from(f.3)).collect();
+            link.query("fail_tasks", &[&me, &nos, &ids, &delays, &errors, &traces, &times]).await
+        };
+        let given_back = async {
+            if flush.given_back.is_empty() {
+                return Ok(Vec::new());
+            }
+            let nos: Vec<i64> = flush.given_back.keys().copied().collect();
+            let sets: Vec<IdSet> = flush.given_back.values().map(|ids| IdSet::from_ids(&mut ids.clone())).collect();
+            link.query("give_back_tasks", &[&me, &nos, &sets]).await
+        };
+        let (completed, failed, given_back) = try_join3(completed, failed, given_back).await?;
+        let sent = usize::from(!flush.completed.is_empty()) + usize::from(!flush.failed.is_empty()) + usize::from(!flush.given_back.is_empty());
+        Counters::add(&self.shared.counters.flushes, 1);
+        Counters::add(&self.shared.counters.statements, sent);
+        let mut refused: Vec<(Part, i64, IdSet)> = Vec::new();
+        refused.extend(completed.iter().map(|r| (Part::Completed, r.get(0), r.get(1))));
+        refused.extend(failed.iter().map(|r| (Part::Failed, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
+        refused.extend(given_back.iter().map(|r| (Part::GivenBack, r.get(0), r.get(1))));
+        Ok(refused)
+    }
+
+    /// Counts a stored flush; what was refused is logged, unless an earlier try whose answer was lost had stored it.
+    async fn settle(&mut self, epoch: u32, me: i64, flush: &Flush, refused: Vec<(Part, i64, IdSet)>, in_doubt: bool) {
+        for (no, count) in flush.by_claim() {
+            self.books.borrow_mut().settle(epoch, no, count);
+        }
+        let counters = &self.shared.counters;
+        let lost = |part: Part| refused.iter().filter(|r| r.0 == part).map(|r| r.2.len()).sum::<u64>();
+        let completed: usize = flush.completed.values().map(Vec::len).sum();
+        let given_back: usize = flush.given_back.values().map(Vec::len).sum();
+        let final_failures = flush.failed.iter().filter(|f| f.2.delay.is_none()).count();
+        counters.completed.fetch_add(completed as u64 - lost(Part::Completed), Ordering::Relaxed);
+        counters.failed.fetch_add(final_failures as u64, Ordering::Relaxed);
+        counters.retried.fetch_add((flush.failed.len() - final_failures) as u64, Ordering::Relaxed);
+        counters.given_back.fetch_add(given_back as u64 - lost(Part::GivenBack), Ordering::Relaxed);
+        if refused.is_empty() {
+            return;
+        }
+        let mut gone: Vec<(i64, i64)> = refused.iter().flat_map(|(_, no, ids)| ids.iter().map(|id| (*no, id))).collect();
+        if in_doubt {
+            match self.find_ours(me, &gone).await {
+                Ok(ours) => gone.retain(|g| !ours.contains(g)),
+                Err(e) => self.shared.log(Level::Warning, "completer", format!("can't tell which results were stored before: {e}")),
+            }
+        }
+        if gone.is_empty() {
+            return;
+        }
+        counters.refused.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        let some: Vec<String> = gone.iter().take(5).map(|g| g.1.to_string()).collect();
+        let more = if gone.len() > 5 { ", …" } else { "" };
+        let message = format!("{} results were refused: the tasks are no longer ours (ids {}{more})", gone.len(), some.join(", "));
+        self.shared.log(Level::Warning, "completer", message);
+    }
+
+    async fn find_ours(&mut self, me: i64, gone: &[(i64, i64)]) -> Result<Vec<(i64, i64)>> {
+        let nos: Vec<i64> = gone.iter().map(|g| g.0).collect();
+        let ids: Vec<i64> = gone.iter().map(|g| g.1).collect();
+        let rows = self.connect().await?.query("find_ended_tasks", &[&me, &nos, &ids]).await?;
+        Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
+    }
+}
+
+/// The server refused the statement for what is in it, not for the state it is in: a smaller statement may pass.
+fn is_members_fault(e: &Error) -> bool {
+    matches!(e.sqlstate().map(|s| &s[..s.len().min(2)]), Some("21" | "22" | "23" | "P0" | "54"))
+}

@@ -1,0 +1,220 @@
+//! The control loop: hears notifications, beats, ticks; on the third connection.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::timeout_at;
+
+use crate::engine::connect::{Backoff, Link, Target, random_u64};
+use crate::engine::consume::books::Books;
+use crate::engine::consume::counters::Counters;
+use crate::engine::consume::upkeep::Upkeep;
+use crate::engine::consume::{Phase, Shared};
+use crate::engine::error::Result;
+use crate::engine::logs::Level;
+use crate::engine::sql;
+use crate::engine::wire::IdSet;
+
+/// Registers this process anew: 63 random bits, so that no number is ever met twice.
+pub async fn register(shared: &Shared, link: &Link, books: &mut Books) -> Result<()> {
+    let me = i64::try_from(random_u64() >> 1).unwrap_or(1).max(1);
+    let pid = i32::try_from(std::process::id()).unwrap_or(0);
+    let types: Vec<&str> = shared.settings.kinds.iter().map(|k| k.name.as_str()).collect();
+    let sent = Instant::now();
+    link.execute("register_consumer", &[&me, &pid, &host_name(), &env!("CARGO_PKG_VERSION"), &types, &shared.settings.queues]).await?;
+    Counters::add(&shared.counters.statements, 1);
+    books.epochs.push(me);
+    shared.beaten(sent);
+    Ok(())
+}
+
+/// The host's name, for people.
+fn host_name() -> String {
+    let from_file = std::fs::read_to_string("/etc/hostname").ok();
+    let name = std::env::var("HOSTNAME").ok().or(from_file).unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown".to_owned() } else { name.to_owned() }
+}
+
+/// See the module.
+pub struct Control<'a> {
+    shared: &'a Shared,
+    target: Target,
+    books: Rc<RefCell<Books>>,
+    link: Option<Link>,
+    notified: Option<mpsc::UnboundedReceiver<String>>,
+    upkeep: Upkeep<'a>,
+    beat_at: Instant,
+    tick_at: Instant,
+}
+
+impl<'a> Control<'a> {
+    /// On the connection that `start` made.
+    pub fn new(shared: &'a Shared, target: Target, link: Link, books: Rc<RefCell<Books>>) -> Self {
+        let now = Instant::now();
+        let upkeep = Upkeep::new(shared, Rc::clone(&books));
+        Self { shared, target, books, link: Some(link), notified: None, upkeep, beat_at: now + shared.settings.heartbeat_interval, tick_at: now }
+    }
+
+    /// Runs until the completer has ended, then signs off.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        let mut complained = false;
+        while !self.is_finished() {
+            match self.step().await {
+                Ok(()) => {
+                    backoff.reset();
+                    if complained {
+                        complained = false;
+                        self.shared.log(Level::Info, "control", "is connected again");
+                    }
+                }
+                Err(e) => {
+                    if !complained {
+                        complained = true;
+                        self.shared.log(Level::Warning, "control", format!("heartbeat and upkeep fail, and keep trying: {e}"));
+                    }
+                    self.upkeep.lose_contact();
+                    if e.is_lost() {
+                        self.link = None;
+                        self.notified = None;
+                    }
+                    tokio::time::sleep(backoff.delay()).await;
+                }
+            }
+        }
+        self.sign_off().await;
+    }
+
+    fn is_finished(&self) -> bool {
+        self.shared.phase() >= Phase::Stopping && self.books.borrow().completer_ended
+    }
+
+    async fn step(&mut self) -> Result<()> {
+        if self.link.as_ref().is_none_or(Link::is_closed) {
+            self.notified = None;
+            self.link = Some(self.target.connect(false).await?);
+            Counters::add(&self.shared.counters.reconnects, 1);
+            self.beat_at = Instant::now();
+        }
+        let Some(link) = &mut self.link else { return Ok(()) };
+        if self.shared.settings.listen && self.notified.is_none() {
+            self.notified = link.notified.take();
+            link.batch(&format!("LISTEN \"{}\"", sql::channel(&self.shared.settings.schema))).await?;
+            Counters::add(&self.shared.counters.statements, 1);
+        }
+        let now = Instant::now();
+        if now >= self.beat_at {
+            self.beat().await?;
+            self.beat_at = now + self.shared.settings.heartbeat_interval;
+        }
+        if now >= self.tick_at {
+            let Some(link) = &self.link else { return Ok(()) };
+            let next = self.upkeep.tick(link).await?;
+            self.tick_at = now + next;
+        }
+        let until = self.beat_at.min(self.tick_at);
+        let heard = async {
+            match &mut self.notified {
+                Some(notified) => notified.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            heard = timeout_at(until.into(), heard) => match heard {
+                Ok(Some(lanes)) => self.hear(&lanes),
+                // The connection is gone; the next statement says why.
+                Ok(None) => self.link = None,
+                Err(_) => {}
+            },
+            () = self.shared.control_news.notified() => {}
+        }
+        Ok(())
+    }
+
+    /// Which lanes have something new; several messages that came together are one wake-up.
+    fn hear(&mut self, first: &str) {
+        let mut books = self.books.borrow_mut();
+        let mut add = |text: &str| books.notified.extend(text.split(',').filter_map(|n| n.trim().parse::<i32>().ok()));
+        add(first);
+        if let Some(notified) = &mut self.notified {
+            while let Ok(more) = notified.try_recv() {
+                add(&more);
+            }
+        }
+        drop(books);
+        self.shared.claim_news.notify_one();
+    }
+
+    /// The heartbeat. If it finds no row we were declared dead: others have our tasks, so nothing of them starts here any more.
+    async fn beat(&mut self) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let (me, epoch, claiming_after) = {
+            let books = self.books.borrow();
+            (books.me(), books.epoch(), books.claiming_after)
+        };
+        let running = self.running(epoch);
+        let stopping = self.shared.phase() >= Phase::Stopping;
+        let sent = Instant::now();
+        let row = link.query_opt("beat_consumer", &[&me, &running, &stopping]).await?;
+        Counters::add(&self.shared.counters.statements, 1);
+        let Some(row) = row else { return Ok(()) };
+        let (alive, held): (bool, Vec<i64>) = (row.get(0), row.get(1));
+        if alive {
+            self.shared.beaten(sent);
+            self.shared.work.notify_all();
+            Counters::add(&self.shared.counters.beats, 1);
+            let orphans = self.books.borrow().orphans(&held, claiming_after);
+            if !orphans.is_empty() {
+                self.shared.log(Level::Warning, "control", format!("gives back {} claims whose answers were lost", orphans.len()));
+                link.execute("give_back_claims", &[&me, &orphans]).await?;
+            }
+            return Ok(());
+        }
+        let dropped = self.shared.sched.lock().take_unstarted();
+        let message = format!("was declared dead (silent for over {:?}); {} tasks that had not started are left to others", self.shared.settings.dead_after, dropped.len());
+        self.shared.log(Level::Warning, "control", message);
+        {
+            let mut books = self.books.borrow_mut();
+            for task in &dropped {
+                books.settle(task.chunk.epoch, task.chunk.no, 1);
+            }
+        }
+        let mut books = std::mem::take(&mut *self.books.borrow_mut());
+        let registered = if stopping { Ok(()) } else { register(self.shared, link, &mut books).await };
+        *self.books.borrow_mut() = books;
+        self.shared.claim_news.notify_one();
+        registered
+    }
+
+    /// Ids whose handlers run, of one registration.
+    fn running(&self, epoch: u32) -> IdSet {
+        let holders = self.shared.sched.lock().running_holders();
+        let mut ids: Vec<i64> = holders.iter().filter(|h| h.epoch == epoch).map(|h| h.id).collect();
+        IdSet::from_ids(&mut ids)
+    }
+
+    /// Signs off: the row goes, or, where handlers were abandoned, their claims are left to a rescuer at once.
+    async fn sign_off(&mut self) {
+        let (me, epoch) = (self.books.borrow().me(), self.books.borrow().epoch());
+        let running = self.running(epoch);
+        if self.link.is_none() {
+            self.link = self.target.connect(false).await.ok();
+        }
+        let Some(link) = &self.link else {
+            self.shared.log(Level::Warning, "control", "could not sign off; other workers will find out by the missing heartbeat");
+            return;
+        };
+        if let Err(e) = link.execute("unregister_consumer", &[&me, &running]).await {
+            self.shared.log(Level::Warning, "control", format!("could not sign off: {e}"));
+        }
+        self.upkeep.resign(link).await;
+    }
+}
+
+/// Durations as the seconds that statements take.
+pub fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64()
+}

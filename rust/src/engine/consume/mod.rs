@@ -1,0 +1,437 @@
+//! The consumer: claims tasks, hands them to handler threads and event loops, and stores what became of them.
+//!
+//! ```text
+//! claimer ──► Sched ──► handler threads, event loop ──► Outcomes ──► completer
+//!    ▲                                                                   │
+//!    └── control: listener, heartbeat, tick (lease, rescue, promotion) ◄─┘ books: claims held
+//! ```
+//!
+//! Claimer, completer and control are three loops of the one I/O thread, each with its own connection. They share `Books` without a lock.
+//! Handler threads see only `Sched` and `Outcomes`, under short locks.
+
+pub mod books;
+pub mod claim;
+pub mod complete;
+pub mod control;
+pub mod counters;
+pub mod outcomes;
+pub mod retain;
+pub mod sched;
+pub mod task;
+pub mod upkeep;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
+
+use crate::engine::connect::{Link, Target};
+use crate::engine::error::{Error, Kind as ErrorKind, Result};
+use crate::engine::logs::{Level, Outbox};
+use crate::engine::service;
+use books::Books;
+use counters::Counters;
+use outcomes::{Ended, Outcomes};
+use sched::{Expired, Kind, Message, Sched, Slot, Take};
+use task::{Failure, Outcome, Task};
+
+/// All that a consumer's engine is told.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the fields are those of fastq.settings.ConsumerSettings, documented there")]
+pub struct Settings {
+    pub dsn: String,
+    pub schema: String,
+    pub kinds: Vec<Kind>,
+    pub queues: Option<Vec<String>>,
+    pub concurrency: usize,
+    pub prefetch: usize,
+    pub prefetch_bytes: usize,
+    pub heartbeat_interval: Duration,
+    pub dead_after: Duration,
+    pub lease: Duration,
+    pub poll_interval: Duration,
+    pub connect_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub listen: bool,
+    pub completed_retention: Duration,
+    pub failed_retention: Duration,
+}
+
+/// Where the engine is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Made, not started.
+    New,
+    /// Claiming and running.
+    Running,
+    /// Claims nothing more; handlers that run go on.
+    Stopping,
+    /// Waits for no handler any more.
+    Abandoned,
+    /// The I/O thread is gone.
+    Ended,
+}
+
+/// What the I/O thread, the handler threads and the event loop share.
+pub struct Shared {
+    /// The settings.
+    pub settings: Settings,
+    /// Log records and requests for threads, on their way to Python.
+    pub outbox: Arc<Outbox>,
+    /// Outcomes on their way to the completer.
+    pub outcomes: Outcomes,
+    /// What was done so far.
+    pub counters: Counters,
+    sched: Mutex<Sched>,
+    work: Condvar,
+    base: Instant,
+    alive_until_ms: AtomicU64,
+    round_trip_us: AtomicU64,
+    hungry: AtomicBool,
+    claim_news: Notify,
+    control_news: Notify,
+    phase: AtomicU8,
+    ended: Mutex<bool>,
+    ended_news: Condvar,
+    expired: Mutex<Vec<Expired>>,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// Wakes the event loop; called from the I/O thread and from handlers, must not block.
+pub type Waker = Box<dyn Fn() + Send + Sync>;
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("phase", &self.phase()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn new(settings: Settings) -> Self {
+        let sched = Sched::new(settings.kinds.clone(), settings.concurrency, settings.prefetch, settings.prefetch_bytes);
+        Self {
+            settings,
+            outbox: Arc::default(),
+            outcomes: Outcomes::default(),
+            counters: Counters::default(),
+            sched: Mutex::new(sched),
+            work: Condvar::new(),
+            base: Instant::now(),
+            alive_until_ms: AtomicU64::new(0),
+            round_trip_us: AtomicU64::new(1_000),
+            hungry: AtomicBool::new(false),
+            claim_news: Notify::new(),
+            control_news: Notify::new(),
+            phase: AtomicU8::new(Phase::New as u8),
+            ended: Mutex::new(false),
+            ended_news: Condvar::new(),
+            expired: Mutex::default(),
+            waker: Mutex::new(None),
+        }
+    }
+
+    /// Where the engine is in its life.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::New,
+            1 => Phase::Running,
+            2 => Phase::Stopping,
+            3 => Phase::Abandoned,
+            _ => Phase::Ended,
+        }
+    }
+
+    /// Goes on to `phase`, never back.
+    fn advance(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+        self.claim_news.notify_one();
+        self.control_news.notify_one();
+        self.outcomes.wake();
+    }
+
+    fn log(&self, level: Level, part: &'static str, message: impl Into<String>) {
+        self.outbox.log(level, part, message);
+    }
+
+    // --- liveness -------------------------------------------------------------------------------------------------------------------
+
+    /// A beat that was sent at `sent` arrived: until the dead time has passed since then, nobody takes our tasks.
+    fn beaten(&self, sent: Instant) {
+        let until = sent.saturating_duration_since(self.base) + self.settings.dead_after;
+        self.alive_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// Whether what we hold is surely still ours to start: the monotonic deadline, also after a SIGSTOP.
+    pub fn may_start(&self, now: Instant) -> bool {
+        let now = now.saturating_duration_since(self.base).as_millis();
+        now < u128::from(self.alive_until_ms.load(Ordering::Acquire))
+    }
+
+    fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip_us.load(Ordering::Relaxed))
+    }
+
+    // --- handler threads ------------------------------------------------------------------------------------------------------------
+
+    /// A handler thread comes in.
+    pub fn join_thread(&self) -> Arc<Slot> {
+        self.sched.lock().join_thread()
+    }
+
+    /// A handler thread goes.
+    pub fn leave_thread(&self, slot: &Arc<Slot>) {
+        self.sched.lock().leave_thread(slot);
+        self.outcomes.wake();
+    }
+
+    /// Ends the thread's last batch and takes the next; wakes another thread where that pays.
+    pub fn take(&self, slot: &Arc<Slot>, last: Option<(usize, u32, Duration)>, now: Instant) -> Take {
+        let mut sched = self.sched.lock();
+        let take = sched.take(slot, last, self.may_start(now));
+        if let Take::Batch(_) = take {
+            self.rouse(&mut sched);
+        }
+        self.feed_claimer(&sched);
+        // A handler that ended may have made room for async tasks, too.
+        sched.feed();
+        let wake = sched.disarm();
+        drop(sched);
+        if wake {
+            self.wake_loop();
+        }
+        if self.phase() >= Phase::Stopping {
+            self.outcomes.wake();
+        }
+        take
+    }
+
+    /// Waits, detached, for work; `None` after `limit` without any.
+    pub fn wait_for_work(&self, slot: &Arc<Slot>, limit: Duration) -> Take {
+        let mut sched = self.sched.lock();
+        let until = Instant::now() + limit;
+        loop {
+            let take = sched.take(slot, None, self.may_start(Instant::now()));
+            if take != Take::Empty {
+                if let Take::Batch(_) = take {
+                    self.rouse(&mut sched);
+                }
+                self.feed_claimer(&sched);
+                return take;
+            }
+            sched.idle(1);
+            let timed_out = self.work.wait_until(&mut sched, until).timed_out();
+            sched.idle(-1);
+            if timed_out {
+                return if sched.threads() > 1 { Take::Leave } else { Take::Empty };
+            }
+        }
+    }
+
+    /// One more thread, if it would find enough to do.
+    fn rouse(&self, sched: &mut Sched) {
+        if sched.wants_thread() {
+            self.rouse_one(sched);
+        }
+    }
+
+    fn rouse_one(&self, sched: &mut Sched) {
+        if sched.idle_threads() > 0 {
+            self.work.notify_one();
+        } else if sched.ask_thread() {
+            self.outbox.ask_thread();
+        }
+    }
+
+    /// Wakes the claimer if it waits for room and there is some.
+    fn feed_claimer(&self, sched: &Sched) {
+        if self.hungry.load(Ordering::Acquire) && sched.is_low(self.round_trip()) && self.hungry.swap(false, Ordering::AcqRel) {
+            self.claim_news.notify_one();
+        }
+    }
+
+    // --- event loop -----------------------------------------------------------------------------------------------------------------
+
+    /// How the event loop is woken.
+    pub fn set_waker(&self, waker: Waker) {
+        *self.waker.lock() = Some(waker);
+        self.wake_loop();
+    }
+
+    fn wake_loop(&self) {
+        if let Some(waker) = &*self.waker.lock() {
+            waker();
+        }
+    }
+
+    /// Messages for the event loop.
+    pub fn receive(&self, limit: usize) -> Vec<Message> {
+        let now = Instant::now();
+        let messages = self.sched.lock().receive(limit, now, self.may_start(now));
+        let started = messages.iter().filter(|m| matches!(m, Message::Start(..))).count();
+        self.counters.started(started);
+        messages
+    }
+
+    /// An async handler has ended. False: its attempt had ended before, and the result does not count.
+    pub fn finish_run(&self, run: u64, task: &Task, outcome: Outcome) -> bool {
+        let now = Instant::now();
+        let mut sched = self.sched.lock();
+        let Some(time) = sched.finish_run(run, now) else { return false };
+        self.feed_claimer(&sched);
+        let wake = sched.disarm();
+        if wake || sched.wants_thread() {
+            self.rouse(&mut sched);
+        }
+        drop(sched);
+        self.outcomes.push(Ended { holder: task.holder(), took_us: micros(time), outcome });
+        if wake {
+            self.wake_loop();
+        }
+        true
+    }
+
+    /// Attempts that ran out of time and whose failure is yet to be stored, for Python to say how they are retried.
+    pub fn take_expired(&self) -> Vec<Expired> {
+        std::mem::take(&mut *self.expired.lock())
+    }
+
+    /// Stores the failure of an attempt that ran out of time.
+    pub fn fail_expired(&self, expired: &Expired, failure: Failure) {
+        let took_us = micros(expired.started.elapsed());
+        self.outcomes.push(Ended { holder: expired.task.holder(), took_us, outcome: Outcome::Failed(Box::new(failure)) });
+    }
+
+    /// Handlers that run now.
+    pub fn running(&self) -> usize {
+        self.sched.lock().running()
+    }
+
+    // --- the end --------------------------------------------------------------------------------------------------------------------
+
+    /// Claims no more, gives back what has not started; handlers that run go on.
+    pub fn stop(&self) {
+        let mut sched = self.sched.lock();
+        sched.stop();
+        let unstarted = sched.take_unstarted();
+        drop(sched);
+        self.give_back(unstarted);
+        self.advance(Phase::Stopping);
+        self.work.notify_all();
+    }
+
+    fn give_back(&self, tasks: Vec<Task>) {
+        let mut ended: Vec<Ended> = tasks.iter().map(|t| Ended { holder: t.holder(), took_us: 0, outcome: Outcome::GivenBack }).collect();
+        self.outcomes.append(&mut ended);
+    }
+
+    /// Waits for no handler any more.
+    pub fn abandon(&self) {
+        self.stop();
+        self.advance(Phase::Abandoned);
+    }
+
+    /// Waits until the I/O thread has ended. False: not within `limit`.
+    pub fn join(&self, limit: Duration) -> bool {
+        let mut ended = self.ended.lock();
+        if !*ended {
+            self.ended_news.wait_for(&mut ended, limit);
+        }
+        *ended
+    }
+}
+
+/// Whole microseconds, as many as fit.
+pub fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// Starts the engine: connects, checks the schema, registers the consumer. Blocks until that is done or has failed.
+pub fn start(settings: Settings) -> Result<Arc<Shared>> {
+    let target = |part| Target::new(&settings.dsn, &settings.schema, part, settings.connect_timeout, settings.statement_timeout);
+    let targets = (target("claim")?, target("complete")?, target("control")?);
+    let shared = Arc::new(Shared::new(settings));
+    let (report, started) = mpsc::channel::<Result<()>>();
+    let (inner, end) = (Arc::clone(&shared), Arc::clone(&shared));
+    let main = move || async move {
+        match prepare(&inner, &targets.2).await {
+            Ok((link, books)) => {
+                inner.advance(Phase::Running);
+                drop(report.send(Ok(())));
+                run(&inner, targets, link, books).await;
+            }
+            Err(e) => drop(report.send(Err(e))),
+        }
+    };
+    let on_end = move |_cause| {
+        end.advance(Phase::Ended);
+        end.sched.lock().stop();
+        end.work.notify_all();
+        *end.ended.lock() = true;
+        end.ended_news.notify_all();
+    };
+    service::spawn("fastq-io", Arc::clone(&shared.outbox), main, on_end)?;
+    started.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Consumer, "the engine died while it started")))?;
+    Ok(shared)
+}
+
+async fn prepare(shared: &Shared, target: &Target) -> Result<(Link, Rc<RefCell<Books>>)> {
+    let link = target.connect(false).await?;
+    link.check_schema().await?;
+    let mut books = Books::default();
+    control::register(shared, &link, &mut books).await?;
+    Ok((link, Rc::new(RefCell::new(books))))
+}
+
+async fn run(shared: &Shared, targets: (Target, Target, Target), link: Link, books: Rc<RefCell<Books>>) {
+    let claimer = claim::Claimer::new(shared, targets.0, Rc::clone(&books));
+    let completer = complete::Completer::new(shared, targets.1, Rc::clone(&books));
+    let control = control::Control::new(shared, targets.2, link, books);
+    tokio::join!(claimer.run(), completer.run(), control.run(), watch_threads(shared), watch_time(shared));
+}
+
+/// When tasks wait, threads are idle and no batch is taken, those at work are stuck in handlers: one more thread each 2 ms.
+async fn watch_threads(shared: &Shared) {
+    let mut last = 0;
+    while shared.phase() == Phase::Running {
+        tokio::time::sleep(Duration::from_millis(if shared.counters.is_idle() { 20 } else { 2 })).await;
+        let mut sched = shared.sched.lock();
+        let takes = sched.takes();
+        if takes == last && sched.has_waiting() && shared.may_start(Instant::now()) {
+            shared.rouse_one(&mut sched);
+        }
+        last = takes;
+    }
+}
+
+/// Ends attempts whose time is up.
+async fn watch_time(shared: &Shared) {
+    if !shared.sched.lock().has_timeouts() {
+        return;
+    }
+    while shared.phase() < Phase::Abandoned {
+        if shared.phase() == Phase::Stopping && shared.running() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut sched = shared.sched.lock();
+        let expired = sched.expire(Instant::now());
+        let wake = sched.disarm();
+        if expired.is_empty() {
+            continue;
+        }
+        shared.rouse(&mut sched);
+        drop(sched);
+        shared.counters.timed_out(expired.len());
+        shared.expired.lock().extend(expired);
+        shared.outbox.poke();
+        if wake {
+            shared.wake_loop();
+        }
+    }
+}

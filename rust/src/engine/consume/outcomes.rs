@@ -1,0 +1,93 @@
+//! Outcomes on their way to the completer. Never dropped: the vector grows, and claiming stops while it is long.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::engine::consume::task::{Holder, Outcome};
+
+/// One ended task.
+#[derive(Debug)]
+pub struct Ended {
+    /// Which claim held it.
+    pub holder: Holder,
+    /// Run time in microseconds.
+    pub took_us: u32,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// The vector between handler threads and the completer.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    ended: Mutex<Vec<Ended>>,
+    waiting: AtomicBool,
+    unflushed: AtomicUsize,
+    news: Notify,
+}
+
+impl Outcomes {
+    /// Adds what `batch` holds and empties it; wakes the completer if it sleeps.
+    pub fn append(&self, batch: &mut Vec<Ended>) {
+        if batch.is_empty() {
+            return;
+        }
+        self.unflushed.fetch_add(batch.len(), Ordering::Relaxed);
+        self.ended.lock().append(batch);
+        self.wake();
+    }
+
+    /// Adds one.
+    pub fn push(&self, ended: Ended) {
+        self.unflushed.fetch_add(1, Ordering::Relaxed);
+        self.ended.lock().push(ended);
+        self.wake();
+    }
+
+    /// Wakes the completer if it waits: one system call a flush, not one an outcome.
+    pub fn wake(&self) {
+        if self.waiting.swap(false, Ordering::AcqRel) {
+            self.news.notify_one();
+        }
+    }
+
+    /// Takes up to `limit` outcomes, oldest first.
+    pub fn take(&self, limit: usize) -> Vec<Ended> {
+        let mut ended = self.ended.lock();
+        if ended.len() <= limit {
+            return std::mem::take(&mut *ended);
+        }
+        let rest = ended.split_off(limit);
+        std::mem::replace(&mut *ended, rest)
+    }
+
+    /// Outcomes that wait to be taken.
+    pub fn len(&self) -> usize {
+        self.ended.lock().len()
+    }
+
+    /// Whether none waits to be taken.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Outcomes that are not yet in the database.
+    pub fn unflushed(&self) -> usize {
+        self.unflushed.load(Ordering::Relaxed)
+    }
+
+    /// The completer stored `count` of them.
+    pub fn flushed(&self, count: usize) {
+        self.unflushed.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Waits until `append`, `push` or `wake` was called since the last `take`.
+    pub async fn wait(&self) {
+        self.waiting.store(true, Ordering::Release);
+        if self.is_empty() {
+            self.news.notified().await;
+        }
+        self.waiting.store(false, Ordering::Release);
+    }
+}

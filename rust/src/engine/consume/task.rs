@@ -1,0 +1,140 @@
+//! A claimed task in memory, and what becomes of it.
+
+use std::sync::Arc;
+
+use crate::engine::wire::{Elements, i64_of};
+
+/// What one claim took of one chunk: tasks that are alike, with their content in one buffer.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Which registration of this consumer claimed it.
+    pub epoch: u32,
+    /// The claim's number.
+    pub no: i64,
+    /// Index of the type in the settings.
+    pub kind: usize,
+    /// The queue's name.
+    pub queue: Arc<str>,
+    /// 0 ordinary, 1 front, 2 careful, 3 alone.
+    pub track: i16,
+    /// Runs charged before this one.
+    pub attempts: i16,
+    /// Runs in all before a task fails for good.
+    pub max_attempts: i16,
+    ids: Vec<i64>,
+    created_ats: Vec<i64>,
+    formats: Vec<u8>,
+    ends: Vec<u32>,
+    payloads: Vec<u8>,
+}
+
+impl Chunk {
+    /// A chunk without content, to be filled.
+    #[allow(clippy::too_many_arguments, reason = "the columns of one row, named at the only caller")]
+    pub fn new(epoch: u32, no: i64, kind: usize, queue: Arc<str>, track: i16, attempts: i16, max_attempts: i16) -> Self {
+        let (ids, created_ats, formats, ends, payloads) = Default::default();
+        Self { epoch, no, kind, queue, track, attempts, max_attempts, ids, created_ats, formats, ends, payloads }
+    }
+
+    /// Takes the content from the claim's arrays: one copy a chunk, none a task.
+    pub fn fill(&mut self, ids: Elements<'_>, created_ats: Elements<'_>, formats: Elements<'_>, payloads: Elements<'_>) {
+        self.ids.extend(ids.map(i64_of));
+        self.created_ats.extend(created_ats.map(i64_of));
+        self.formats.extend(formats.map(|f| f.first().copied().unwrap_or(b'b')));
+        self.ends.reserve(payloads.len());
+        for payload in payloads {
+            self.payloads.extend_from_slice(payload);
+            self.ends.push(u32::try_from(self.payloads.len()).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Adds one task's content.
+    pub fn push(&mut self, id: i64, created_at: i64, format: u8, payload: &[u8]) {
+        self.ids.push(id);
+        self.created_ats.push(created_at);
+        self.formats.push(format);
+        self.payloads.extend_from_slice(payload);
+        self.ends.push(u32::try_from(self.payloads.len()).unwrap_or(u32::MAX));
+    }
+
+    /// The ids it holds.
+    pub fn ids(&self) -> &[i64] {
+        &self.ids
+    }
+
+    /// Bytes of payload.
+    pub fn bytes(&self) -> usize {
+        self.payloads.len()
+    }
+}
+
+/// One claimed task: a place in its chunk.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// The chunk.
+    pub chunk: Arc<Chunk>,
+    /// Its place.
+    pub at: u32,
+}
+
+impl Task {
+    /// The task's id.
+    pub fn id(&self) -> i64 {
+        self.chunk.ids[self.at as usize]
+    }
+
+    /// When it was enqueued: microseconds since 2000-01-01 UTC.
+    pub fn created_at(&self) -> i64 {
+        self.chunk.created_ats[self.at as usize]
+    }
+
+    /// Whether the payload is JSON; else raw bytes.
+    pub fn is_json(&self) -> bool {
+        self.chunk.formats[self.at as usize] == b'j'
+    }
+
+    /// The payload's bytes.
+    pub fn payload(&self) -> &[u8] {
+        let at = self.at as usize;
+        let start = if at == 0 { 0 } else { self.chunk.ends[at - 1] as usize };
+        &self.chunk.payloads[start..self.chunk.ends[at] as usize]
+    }
+
+    /// Which claim holds it.
+    pub fn holder(&self) -> Holder {
+        Holder { epoch: self.chunk.epoch, no: self.chunk.no, id: self.id() }
+    }
+}
+
+/// A task as the database knows it in flight: registration, claim, id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Holder {
+    /// Which registration of this consumer.
+    pub epoch: u32,
+    /// The claim's number.
+    pub no: i64,
+    /// The task's id.
+    pub id: i64,
+}
+
+/// How a failed attempt ends.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Seconds until the next run; `None`: failed for good.
+    pub delay: Option<f64>,
+    /// The error as text.
+    pub error: String,
+    /// Its traceback.
+    pub traceback: String,
+}
+
+/// What became of a task that was claimed.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Its handler returned.
+    Completed,
+    /// Its handler raised, or ran out of time.
+    Failed(Box<Failure>),
+    /// It was not started.
+    GivenBack,
+}

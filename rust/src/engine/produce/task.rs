@@ -1,0 +1,156 @@
+//! A task on its way in: what it holds and the limits on it, checked before anything is written.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::engine::error::{Error, Kind, Result};
+
+/// Characters that a type, a queue or a token may have.
+pub const TEXT_LIMIT: usize = 255;
+/// Longest delay, a thousand years in seconds: far beyond use, and well inside what PostgreSQL and Python can hold as a time.
+pub const DELAY_LIMIT: f64 = 31_557_600_000.0;
+
+/// Which lane a task goes to: its queue and type (the priority is 0).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LaneKey {
+    /// The queue's name.
+    pub queue: String,
+    /// The task's type.
+    pub kind: String,
+}
+
+impl LaneKey {
+    /// Checks both names.
+    pub fn new(queue: &str, kind: &str) -> Result<Arc<Self>> {
+        check_text("type", kind)?;
+        check_text("queue", queue)?;
+        Ok(Arc::new(Self { queue: queue.to_owned(), kind: kind.to_owned() }))
+    }
+}
+
+/// How a payload is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// JSON in UTF-8.
+    Json,
+    /// Raw bytes.
+    Bytes,
+}
+
+impl Format {
+    /// As it stands in the column `format`.
+    pub fn code(self) -> i8 {
+        match self {
+            Self::Json => b'j'.cast_signed(),
+            Self::Bytes => b'b'.cast_signed(),
+        }
+    }
+}
+
+/// When a delayed task may start.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum When {
+    /// Seconds from its enqueue, by the database's clock.
+    After(f64),
+    /// A time: microseconds since the Unix epoch.
+    At(i64),
+}
+
+impl When {
+    /// A delay in seconds; 0 is none.
+    pub fn after(seconds: f64) -> Result<Option<Self>> {
+        if !(0.0..=DELAY_LIMIT).contains(&seconds) {
+            return Err(refused(format!("delay is {seconds}, but must be 0 to {DELAY_LIMIT:.0} seconds")));
+        }
+        Ok((seconds > 0.0).then_some(Self::After(seconds)))
+    }
+
+    /// The two forms as `delay_tasks.sql` takes them: seconds, or the time itself.
+    pub fn columns(self) -> (Option<f64>, Option<SystemTime>) {
+        match self {
+            Self::After(seconds) => (Some(seconds), None),
+            Self::At(us) => {
+                let distance = Duration::from_micros(us.unsigned_abs());
+                (None, if us < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) })
+            }
+        }
+    }
+}
+
+/// One task of a single enqueue, or of a small `enqueue_many`.
+#[derive(Debug, Clone)]
+pub struct NewTask {
+    /// Its queue and type.
+    pub lane: Arc<LaneKey>,
+    /// Runs in all before it fails for good.
+    pub max_attempts: i16,
+    /// How the payload is stored: the code of a [`Format`].
+    pub format: i8,
+    /// The payload, encoded.
+    pub payload: Vec<u8>,
+    /// None: it may start at once.
+    pub when: Option<When>,
+    /// Unique for its type while the task is kept.
+    pub token: Option<String>,
+}
+
+/// A task that is refused.
+pub fn refused(message: impl Into<String>) -> Error {
+    Error::new(Kind::Enqueue, message)
+}
+
+/// Refuses a name that is empty, too long, or holds what PostgreSQL's text can't.
+pub fn check_text(what: &str, value: &str) -> Result<()> {
+    if value.is_empty() {
+        return Err(refused(format!("{what} is empty, but must have 1 to {TEXT_LIMIT} characters")));
+    }
+    // Bytes are never fewer than characters, so most names need no counting.
+    if value.len() > TEXT_LIMIT {
+        let characters = value.chars().count();
+        if characters > TEXT_LIMIT {
+            return Err(refused(format!("{what} has {characters} characters, but must have 1 to {TEXT_LIMIT}")));
+        }
+    }
+    if value.as_bytes().contains(&0) {
+        return Err(refused(format!("{what} holds a NUL character, which PostgreSQL's text can't")));
+    }
+    Ok(())
+}
+
+/// Refuses a payload over the limit.
+pub fn check_payload(bytes: usize, limit: usize) -> Result<()> {
+    if bytes > limit {
+        let message = format!("payload has {bytes} bytes, but must have at most {limit} (payload_limit)");
+        return Err(Error::new(Kind::Payload, message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_1_to_255_characters_and_no_nul() {
+        for good in ["a", &"x".repeat(255), &"ü".repeat(255)] {
+            assert!(check_text("type", good).is_ok(), "{good:?}");
+        }
+        for bad in ["", "a\0b", &"x".repeat(256), &"ü".repeat(256)] {
+            assert!(check_text("type", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn delays_are_finite_and_not_negative() {
+        assert_eq!(When::after(0.0).unwrap(), None);
+        assert_eq!(When::after(1.5).unwrap(), Some(When::After(1.5)));
+        for bad in [-1.0, f64::NAN, f64::INFINITY, 1e18] {
+            assert!(When::after(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_before_1970_are_times_too() {
+        assert_eq!(When::At(-1_000_000).columns().1, UNIX_EPOCH.checked_sub(Duration::from_secs(1)));
+    }
+}

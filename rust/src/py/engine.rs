@@ -1,0 +1,295 @@
+//! `Engine`: a consumer's engine as Python sees it, and the life of a handler thread.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::engine::consume::outcomes::Ended;
+use crate::engine::consume::sched::{Kind, Message, Take};
+use crate::engine::consume::task::{Failure, Outcome};
+use crate::engine::consume::{self, Phase, Settings, Shared, micros};
+use crate::engine::error::{Error, Kind as ErrorKind};
+use crate::py::error::OrRaise;
+use crate::py::mailbox;
+use crate::py::task::TaskInfo;
+
+/// A thread hands its outcomes over after this long, even within a batch.
+const HAND_OVER: Duration = Duration::from_millis(1);
+/// A thread that found nothing for this long leaves.
+const IDLE: Duration = Duration::from_secs(30);
+
+#[derive(FromPyObject)]
+struct TypeSettings {
+    r#type: String,
+    is_async: bool,
+    workers: Option<usize>,
+    timeout: Option<f64>,
+}
+
+#[derive(FromPyObject)]
+struct ConsumerSettings {
+    dsn: String,
+    schema: String,
+    types: Vec<TypeSettings>,
+    queues: Option<Vec<String>>,
+    concurrency: usize,
+    prefetch: usize,
+    prefetch_bytes: usize,
+    heartbeat_interval: f64,
+    dead_after: f64,
+    lease: f64,
+    poll_interval: f64,
+    connect_timeout: f64,
+    statement_timeout: f64,
+    listen: bool,
+    completed_retention: f64,
+    failed_retention: f64,
+}
+
+impl ConsumerSettings {
+    fn into_settings(self) -> Result<Settings, Error> {
+        let time = |name: &str, value: f64| {
+            Duration::try_from_secs_f64(value)
+                .ok()
+                .filter(|d| *d > Duration::ZERO)
+                .ok_or_else(|| Error::settings(format!("{name} is {value}; it must be a positive number of seconds")))
+        };
+        let concurrency = self.concurrency;
+        let kind = |t: TypeSettings| {
+            let timeout = t.timeout.map(|s| time("timeout", s)).transpose()?;
+            Ok(Kind { name: t.r#type, is_async: t.is_async, workers: t.workers.unwrap_or(concurrency).min(concurrency), timeout })
+        };
+        Ok(Settings {
+            kinds: self.types.into_iter().map(kind).collect::<Result<_, Error>>()?,
+            queues: self.queues,
+            concurrency,
+            prefetch: self.prefetch,
+            prefetch_bytes: self.prefetch_bytes,
+            heartbeat_interval: time("heartbeat_interval", self.heartbeat_interval)?,
+            dead_after: time("dead_after", self.dead_after)?,
+            lease: time("lease", self.lease)?,
+            poll_interval: time("poll_interval", self.poll_interval)?,
+            connect_timeout: time("connect_timeout", self.connect_timeout)?,
+            statement_timeout: time("statement_timeout", self.statement_timeout)?,
+            listen: self.listen,
+            completed_retention: time("completed_retention", self.completed_retention)?,
+            failed_retention: time("failed_retention", self.failed_retention)?,
+            dsn: self.dsn,
+            schema: self.schema,
+        })
+    }
+}
+
+/// A consumer's claimer, completer, heartbeat and upkeep on one native thread that never waits for Python.
+#[pyclass(frozen, module = "fastq._core")]
+pub(crate) struct Engine {
+    settings: Settings,
+    handlers: Vec<Option<Py<PyAny>>>,
+    on_error: Py<PyAny>,
+    copy_context: Py<PyAny>,
+    shared: Mutex<Option<Arc<Shared>>>,
+    pid: u32,
+}
+
+impl Engine {
+    /// The running engine; a forked child has none.
+    fn shared(&self, py: Python<'_>) -> PyResult<Arc<Shared>> {
+        self.check_pid().or_raise(py)?;
+        let shared = self.shared.lock().clone();
+        shared.ok_or_else(|| Error::new(ErrorKind::Consumer, "the consumer is not started")).or_raise(py)
+    }
+
+    fn check_pid(&self) -> Result<(), Error> {
+        if self.pid == std::process::id() {
+            return Ok(());
+        }
+        let message = "this consumer was started before a fork and is used in the child, where its threads do not exist: \
+             start it after the fork, or start processes by spawn or forkserver";
+        Err(Error::new(ErrorKind::Consumer, message))
+    }
+
+    /// What Python's policy makes of an exception.
+    fn judge(&self, py: Python<'_>, info: &Py<TaskInfo>, error: PyErr) -> Failure {
+        let judged = self.on_error.call1(py, (info, error.into_value(py))).and_then(|r| r.extract::<(Option<f64>, String, String)>(py));
+        match judged {
+            Ok((delay, error, traceback)) => Failure { delay, error: clean(error), traceback: clean(traceback) },
+            Err(e) => Failure { delay: None, error: clean(format!("the error handler failed: {e}")), traceback: String::new() },
+        }
+    }
+}
+
+/// PostgreSQL's text holds no NUL.
+fn clean(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    fn new(py: Python<'_>, settings: &Bound<'_, PyAny>, handlers: Vec<Option<Py<PyAny>>>, on_error: Py<PyAny>) -> PyResult<Self> {
+        let settings = settings.extract::<ConsumerSettings>()?.into_settings().or_raise(py)?;
+        let copy_context = py.import("contextvars")?.getattr("copy_context")?.unbind();
+        Ok(Self { settings, handlers, on_error, copy_context, shared: Mutex::new(None), pid: std::process::id() })
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_pid().or_raise(py)?;
+        if self.shared.lock().is_some() {
+            return Err(Error::new(ErrorKind::Consumer, "the consumer was started before")).or_raise(py);
+        }
+        let settings = self.settings.clone();
+        let shared = py.detach(|| consume::start(settings)).or_raise(py)?;
+        *self.shared.lock() = Some(shared);
+        Ok(())
+    }
+
+    /// A handler thread's life. It stays attached while there is work, and detaches only to wait.
+    fn work(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let shared = this.shared(py)?;
+        let slot = shared.join_thread();
+        let run = pyo3::intern!(py, "run");
+        let mut outcomes: Vec<Ended> = Vec::with_capacity(64);
+        let mut last = None;
+        let mut began = Instant::now();
+        loop {
+            let take = match shared.take(&slot, last.take(), began) {
+                Take::Empty => {
+                    shared.outcomes.append(&mut outcomes);
+                    py.detach(|| shared.wait_for_work(&slot, IDLE))
+                }
+                take => take,
+            };
+            let kind = match take {
+                Take::Batch(kind) => kind,
+                Take::Empty => continue,
+                Take::Leave => break,
+            };
+            let Some(handler) = this.handlers[kind].as_ref() else { break };
+            began = Instant::now();
+            let (batch_began, mut handed_over, mut count) = (began, began, 0_u32);
+            while let Some(task) = slot.begin(began) {
+                // Away for the dead time, and others may have it: not started.
+                if !shared.may_start(began) {
+                    slot.finish();
+                    outcomes.push(Ended { holder: task.holder(), took_us: 0, outcome: Outcome::GivenBack });
+                    continue;
+                }
+                count += 1;
+                let holder = task.holder();
+                let info = Py::new(py, TaskInfo::new(task, 0, &shared))?;
+                let context = this.copy_context.call0(py)?;
+                let returned = context.call_method1(py, run, (handler, &info));
+                let outcome = match returned {
+                    Ok(_) => Outcome::Completed,
+                    Err(e) => Outcome::Failed(Box::new(this.judge(py, &info, e))),
+                };
+                let now = Instant::now();
+                if slot.finish() {
+                    outcomes.push(Ended { holder, took_us: micros(now - began), outcome });
+                }
+                began = now;
+                if now - handed_over > HAND_OVER {
+                    handed_over = now;
+                    shared.outcomes.append(&mut outcomes);
+                }
+            }
+            shared.counters.started(count as usize);
+            shared.outcomes.append(&mut outcomes);
+            last = Some((kind, count, began - batch_began));
+        }
+        shared.outcomes.append(&mut outcomes);
+        shared.leave_thread(&slot);
+        Ok(())
+    }
+
+    fn watch<'py>(slf: &Bound<'py, Self>, seconds: f64) -> PyResult<(Bound<'py, PyList>, usize, bool)> {
+        let py = slf.py();
+        let this = slf.get();
+        let shared = this.shared(py)?;
+        let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(1));
+        let (records, threads, ended) = py.detach(|| shared.outbox.wait(limit));
+        for expired in shared.take_expired() {
+            let info = Py::new(py, TaskInfo::new(expired.task.clone(), 0, &shared))?;
+            let message = format!("the attempt took longer than its timeout of {} s", expired.timeout.as_secs_f64());
+            let error = pyo3::exceptions::PyTimeoutError::new_err(message);
+            shared.fail_expired(&expired, this.judge(py, &info, error));
+        }
+        let records = records.into_iter().map(|r| (r.level as i32, format!("fastq.{}", r.part), r.message));
+        Ok((PyList::new(py, records.collect::<Vec<_>>())?, threads, ended))
+    }
+
+    fn attach_loop(&self, py: Python<'_>, fd: i32) -> PyResult<()> {
+        let shared = self.shared(py)?;
+        shared.set_waker(mailbox::waker(fd)?);
+        Ok(())
+    }
+
+    fn receive<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
+        let shared = self.shared(py)?;
+        let messages = shared.receive(limit).into_iter().map(|message| {
+            let (what, run, task) = match message {
+                Message::Start(run, task) => (0, run, task),
+                Message::Cancel(run, task) => (1, run, task),
+            };
+            Ok((what, Py::new(py, TaskInfo::new(task, run, &shared))?))
+        });
+        PyList::new(py, messages.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    fn complete(&self, py: Python<'_>, task: &TaskInfo) -> PyResult<()> {
+        self.shared(py)?.finish_run(task.run, &task.task, Outcome::Completed);
+        Ok(())
+    }
+
+    fn fail(&self, py: Python<'_>, task: &TaskInfo, delay: Option<f64>, error: String, traceback: String) -> PyResult<()> {
+        let failure = Failure { delay, error: clean(error), traceback: clean(traceback) };
+        self.shared(py)?.finish_run(task.run, &task.task, Outcome::Failed(Box::new(failure)));
+        Ok(())
+    }
+
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        self.shared(py)?.stop();
+        Ok(())
+    }
+
+    fn abandon(&self, py: Python<'_>) -> PyResult<()> {
+        self.shared(py)?.abandon();
+        Ok(())
+    }
+
+    fn join(&self, py: Python<'_>, seconds: f64) -> PyResult<bool> {
+        let shared = self.shared(py)?;
+        let limit = Duration::try_from_secs_f64(seconds).map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
+        let until = Instant::now() + limit;
+        loop {
+            let slice = until.saturating_duration_since(Instant::now()).min(Duration::from_millis(50));
+            if py.detach(|| shared.join(slice)) {
+                return Ok(true);
+            }
+            if slice.is_zero() {
+                return Ok(false);
+            }
+            py.check_signals()?;
+        }
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = PyDict::new(py);
+        for (name, count) in self.shared(py)?.counters.all() {
+            stats.set_item(name, count)?;
+        }
+        Ok(stats)
+    }
+
+    #[getter]
+    fn running(&self, py: Python<'_>) -> PyResult<usize> {
+        let shared = self.shared(py)?;
+        Ok(if shared.phase() == Phase::Ended { 0 } else { shared.running() })
+    }
+}

@@ -1,0 +1,92 @@
+//! `TaskInfo`: a claimed task as its handler sees it.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyString, PyTzInfo};
+
+use crate::engine::consume::Shared;
+use crate::engine::consume::task::Task;
+
+/// A claimed task, as its handler sees it.
+#[pyclass(frozen, module = "fastq", name = "TaskInfo")]
+pub(crate) struct TaskInfo {
+    pub(crate) task: Task,
+    /// The run's number on an event loop; 0 on a thread.
+    pub(crate) run: u64,
+    shared: Arc<Shared>,
+    payload: PyOnceLock<Py<PyAny>>,
+}
+
+impl TaskInfo {
+    pub(crate) fn new(task: Task, run: u64, shared: &Arc<Shared>) -> Self {
+        Self { task, run, shared: Arc::clone(shared), payload: PyOnceLock::new() }
+    }
+}
+
+#[pymethods]
+impl TaskInfo {
+    #[getter]
+    fn id(&self) -> i64 {
+        self.task.id()
+    }
+
+    #[getter]
+    fn r#type(&self) -> &str {
+        &self.shared.settings.kinds[self.task.chunk.kind].name
+    }
+
+    #[getter]
+    fn queue(&self) -> &str {
+        &self.task.chunk.queue
+    }
+
+    #[getter]
+    fn payload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let decode = || -> PyResult<Py<PyAny>> {
+            if !self.task.is_json() {
+                return Ok(PyBytes::new(py, self.task.payload()).into_any().unbind());
+            }
+            let bytes = self.task.payload();
+            let parse = jiter::PythonParse { allow_inf_nan: false, cache_mode: jiter::StringCacheMode::Keys, ..Default::default() };
+            let value = parse.python_parse(py, bytes).map_err(|e| jiter::map_json_error(bytes, &e))?;
+            Ok(value.unbind())
+        };
+        Ok(self.payload.get_or_try_init(py, decode)?.bind(py).clone())
+    }
+
+    #[getter]
+    fn raw_payload<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.task.payload())
+    }
+
+    #[getter]
+    fn attempt(&self) -> i16 {
+        self.task.chunk.attempts + 1
+    }
+
+    #[getter]
+    fn max_attempts(&self) -> i16 {
+        self.task.chunk.max_attempts
+    }
+
+    #[getter]
+    fn created_at<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let datetime = py.import("datetime")?;
+        let utc = PyTzInfo::utc(py)?;
+        let epoch = datetime.getattr("datetime")?.call1((2000, 1, 1, 0, 0, 0, 0, utc))?;
+        let since = datetime.getattr("timedelta")?.call1((0, 0, self.task.created_at()))?;
+        epoch.add(since)
+    }
+
+    #[getter]
+    fn handler(&self) -> usize {
+        self.task.chunk.kind
+    }
+
+    fn __repr__<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        let text = format!("<TaskInfo {} {:?} attempt {} of {}>", self.id(), self.r#type(), self.attempt(), self.max_attempts());
+        PyString::new(py, &text)
+    }
+}
