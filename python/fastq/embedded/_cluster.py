@@ -75,7 +75,7 @@ def ensure(home: Folder, programs: Path, deadline: float) -> None:
 
 def configure(home: Folder) -> None:
     """Writes the server's settings and access rules, before a start."""
-    quoted = str(home.path / "data").replace("'", "''")
+    quoted = str(home.path / "data").replace("\\", "\\\\").replace("'", "''")
     home.write("postgresql.conf", _SETTINGS.format(data=quoted, shared_buffers=_shared_buffers()))
     home.write("pg_hba.conf", _ACCESS)
     home.write("pg_ident.conf", _map_of({_home.user_name(home.account.uid), _home.user_name(os.geteuid())}))

@@ -32,6 +32,7 @@ import secrets
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ _TRANSIENT = (
     "lock file",  # its predecessor is still on its way out
     "Address already in use",  # another program was faster to take the port
 )
+_SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+_ANSWER_WITHIN = 2.0
 _TRANSIENT_FOR = 30.0
 _RETRY_AT_MOST = 5.0
 _LOG_AT_MOST = 10_000_000
@@ -234,19 +237,22 @@ class Status:
         home.write("status.json", json.dumps(dataclasses.asdict(self)))
 
     def answers(self) -> bool:
-        """Whether a server listens where the status says, and its process lives."""
+        """Whether a server answers where the status says, and its process lives."""
         if not is_alive(self.pid):
             return False
         is_socket = self.host.startswith("/")
         with socket.socket(socket.AF_UNIX if is_socket else socket.AF_INET) as client:
-            client.settimeout(2)
+            client.settimeout(_ANSWER_WITHIN)
             try:
                 client.connect(f"{self.host}/.s.PGSQL.{self.port}" if is_socket else (self.host, self.port))
+                # A process that is being killed may still have its socket open. So ask for something, TLS, which each
+                # server answers first of all, and ours with a no.
+                client.sendall(_SSL_REQUEST)
+                return client.recv(1) == b"N"
             except TimeoutError:
-                return True  # somebody has it open and is only too busy to accept
+                return True  # somebody has it open and is only too busy
             except OSError:
                 return False
-        return True
 
 
 def is_alive(pid: int) -> bool:
