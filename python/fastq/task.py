@@ -14,21 +14,26 @@ MAX_ATTEMPTS: Final = 3
 MAX_ATTEMPTS_LIMIT: Final = 32_767
 
 
+#: No duration may be longer, in seconds: a century.
+DURATION_LIMIT: Final = 36_525 * 86_400.0
+
+
 def to_seconds(name: str, value: object) -> float:
     """A duration in seconds, from a number or a timedelta.
 
     Raises:
-        SettingsError: it is negative or not finite.
+        SettingsError: it is negative, not finite, or over a century.
         TypeError: it is something else.
     """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value) if abs(value) < math.inf else math.nan
+        # An int may be too large for a float.
+        seconds = float(value) if abs(value) <= DURATION_LIMIT else math.nan
     else:
         raise TypeError(f"{name} is {value!r}, but must be seconds or a timedelta")
-    if not 0 <= seconds < math.inf:
-        raise SettingsError(f"{name} is {value!r}, but must be 0 or more seconds, and finite")
+    if not 0 <= seconds <= DURATION_LIMIT:
+        raise SettingsError(f"{name} is {value!r}, but must be from 0 to {DURATION_LIMIT:.0f} seconds")
     return seconds
 
 
@@ -45,7 +50,7 @@ class Task:
         idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
 
     Raises:
-        SettingsError: a delay that is negative or not finite, a naive ``run_at``, a ``max_attempts`` out of
+        SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at``, a ``max_attempts`` out of
             range. Lengths and the payload are checked at enqueue.
     """
 
@@ -124,4 +129,4 @@ class Enqueued(NamedTuple):
     """False: a task with this type and idempotency token was there before, and nothing was written."""
 
 
-__all__ = ["MAX_ATTEMPTS", "MAX_ATTEMPTS_LIMIT", "Enqueued", "Task", "to_seconds"]
+__all__ = ["DURATION_LIMIT", "MAX_ATTEMPTS", "MAX_ATTEMPTS_LIMIT", "Enqueued", "Task", "to_seconds"]

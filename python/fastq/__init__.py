@@ -1,0 +1,92 @@
+"""fastq: a task queue for Python on PostgreSQL.
+
+The shortest way is `App` and its decorator; under it are three parts: `Producer` enqueues, `Consumer` runs handlers,
+`Client` looks. What is imported here is loaded at its first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastq.errors import (
+    ConnectionLost,
+    ConsumerError,
+    DatabaseError,
+    EnqueueError,
+    FastqError,
+    PayloadError,
+    SchemaError,
+    SettingsError,
+    TaskError,
+    TaskNotFound,
+)
+from fastq.task import Enqueued, Task
+
+if TYPE_CHECKING:
+    from fastq._engine import TaskInfo
+    from fastq._engine import version as __version__
+    from fastq.app import App, TaskFunction
+    from fastq.client import AsyncClient, Client, TaskRecord
+    from fastq.consumer import Consumer
+    from fastq.migrations import migrate
+    from fastq.producer import Producer
+    from fastq.retry import ConstantBackoff, ExponentialBackoff, RetryPolicy
+
+_LAZY = {
+    "App": "fastq.app",
+    "AsyncClient": "fastq.client",
+    "Client": "fastq.client",
+    "ConstantBackoff": "fastq.retry",
+    "Consumer": "fastq.consumer",
+    "ExponentialBackoff": "fastq.retry",
+    "Producer": "fastq.producer",
+    "RetryPolicy": "fastq.retry",
+    "TaskFunction": "fastq.app",
+    "TaskInfo": "fastq._engine",
+    "TaskRecord": "fastq.client",
+    "migrate": "fastq.migrations",
+}
+
+__all__ = [
+    "App",
+    "AsyncClient",
+    "Client",
+    "ConnectionLost",
+    "ConstantBackoff",
+    "Consumer",
+    "ConsumerError",
+    "DatabaseError",
+    "EnqueueError",
+    "Enqueued",
+    "ExponentialBackoff",
+    "FastqError",
+    "PayloadError",
+    "Producer",
+    "RetryPolicy",
+    "SchemaError",
+    "SettingsError",
+    "Task",
+    "TaskError",
+    "TaskFunction",
+    "TaskInfo",
+    "TaskNotFound",
+    "TaskRecord",
+    "__version__",
+    "migrate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = importlib.import_module("fastq._engine").version
+    elif name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    else:
+        raise AttributeError(f"module 'fastq' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,228 @@
+"""Async handlers on an event loop: the engine's mailbox in, outcomes out.
+
+No awaitable crosses the border to the engine: a byte on a socket wakes the loop, which fetches the messages in batches, runs a
+coroutine for each task, and tells the engine when it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from fastq._engine import Engine, TaskInfo
+
+Handler = Callable[["TaskInfo"], Awaitable[object]]
+OnError = Callable[["TaskInfo", BaseException], tuple[float | None, str, str]]
+
+#: Messages fetched before the loop's other callbacks get their turn.
+_BATCH: Final = 256
+_CANCEL: Final = 1
+# A task's first step runs at once, without a way through the loop's queue.
+_EAGER: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+
+_log = logging.getLogger("fastq.handler")
+
+
+class _Run:
+    """One task that runs on the loop."""
+
+    __slots__ = ("coroutine", "info")
+
+    def __init__(self, info: TaskInfo) -> None:
+        self.info = info
+        self.coroutine: asyncio.Task[None] | None = None
+
+
+class Dispatcher:
+    """Runs a consumer's async handlers on one event loop. All methods are called on that loop's thread.
+
+    Args:
+        engine: its mailbox is fetched from, and it is told the outcomes.
+        handlers: one for each of the engine's types, None where it is sync.
+        on_error: gives delay, error and traceback of what a handler raised.
+        reraise: a KeyboardInterrupt in a handler goes on to the loop (the caller's own) once it is noted.
+    """
+
+    def __init__(
+        self, engine: Engine, handlers: list[Handler | None], on_error: OnError, *, reraise: bool = False
+    ) -> None:
+        self._engine = engine
+        self._handlers = handlers
+        self._on_error = on_error
+        self._reraise = reraise
+        self._running: dict[int, _Run] = {}
+        self._cancelled: set[asyncio.Task[None]] = set()
+        self._pumping = False
+        self._reader, self._writer = socket.socketpair()
+        self._reader.settimeout(0)
+        self._writer.settimeout(0)
+        self._run = self._make_run()
+
+    def attach(self) -> None:
+        """Begin to listen, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._reader.fileno(), self._wake)
+        self._engine.attach_loop(self._writer.fileno())
+
+    def detach(self) -> None:
+        """Listen no more. What runs goes on."""
+        self._loop.remove_reader(self._reader.fileno())
+
+    def close(self) -> None:
+        """Close the sockets; only once the engine, which writes to one of them, has ended. From any thread."""
+        self._reader.close()
+        self._writer.close()
+
+    def cancel(self) -> list[asyncio.Task[None]]:
+        """Cancel what runs and forget its outcomes. Returns what is still to end."""
+        runs = list(self._running.values())
+        self._running.clear()
+        for run in runs:
+            self._cancel(run)
+        return [task for task in self._cancelled if not task.done()]
+
+    def cancel_soon(self) -> None:
+        """As ``cancel``, from any thread."""
+        # Closed: nothing runs on it any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.cancel)
+
+    def _cancel(self, run: _Run) -> None:
+        task = run.coroutine
+        if task is not None and task.cancel():
+            # Until it ends, nobody else holds it.
+            self._cancelled.add(task)
+            task.add_done_callback(self._cancelled.discard)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            self._reader.recv(4096)
+        if not self._pumping:
+            self._pump()
+
+    def _pump(self) -> None:
+        messages = self._engine.receive(_BATCH)
+        # Again until there is nothing: only then does the engine write the next byte. By way of the loop, so that
+        # its other callbacks get their turn.
+        self._pumping = bool(messages)
+        if messages:
+            self._loop.call_soon(self._pump)
+        for kind, info in messages:
+            if kind == _CANCEL:
+                # Timed out or cancelled: its attempt has ended already, and what comes of it now is dropped.
+                run = self._running.pop(info.id, None)
+                if run is not None:
+                    self._cancel(run)
+            else:
+                self._start(info)
+
+    def _start(self, info: TaskInfo) -> None:
+        run = _Run(info)
+        self._running[info.id] = run
+        # A fresh context for each task: nothing that one sets is seen by another.
+        task = asyncio.Task(
+            self._run(run, info, self._handlers[info.handler]), loop=self._loop, context=Context(), **_EAGER
+        )
+        run.coroutine = task
+
+    def _make_run(self) -> Callable[[_Run, TaskInfo, Handler | None], Coroutine[Any, Any, None]]:
+        running = self._running
+        complete = self._engine.complete
+        fail = self._fail
+
+        async def run_task(run: _Run, info: TaskInfo, handler: Handler | None) -> None:
+            try:
+                await handler(info)  # type: ignore[misc]  # the engine sends no task of a sync handler
+            except BaseException as error:
+                fail(run, error)
+                if not isinstance(error, Exception | asyncio.CancelledError) and self._goes_on(error):
+                    raise
+            else:
+                if running.get(info.id) is run:
+                    del running[info.id]
+                    complete(info)
+
+        return run_task
+
+    def _goes_on(self, error: BaseException) -> bool:
+        return isinstance(error, GeneratorExit) or (self._reraise and isinstance(error, KeyboardInterrupt))
+
+    def _fail(self, run: _Run, error: BaseException) -> None:
+        info = run.info
+        # GeneratorExit: the loop is gone and its coroutines are being cleared away.
+        if self._running.get(info.id) is not run or isinstance(error, GeneratorExit):
+            return
+        del self._running[info.id]
+        self._engine.fail(info, *self._on_error(info, error))
+
+
+class LoopThread:
+    """An event loop in a thread of its own, for consumers that are started from sync code.
+
+    Args:
+        dispatcher: attached to the loop as it starts.
+        on_death: called on this thread with the exception that ended the loop before its stop.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, on_death: Callable[[BaseException], None]) -> None:
+        self._dispatcher = dispatcher
+        self._on_death = on_death
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        # A daemon: a coroutine that never ends must not keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._main, name="fastq-loop", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, and return once the engine may send tasks."""
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self, timeout: float) -> None:
+        """Cancel all that is left on the loop and end the thread; give up after ``timeout`` seconds."""
+        if self._loop is not None and self._stop is not None:
+            # Closed: it has ended by itself.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            _log.warning("the event loop did not end within %g s: a coroutine does not give way", timeout)
+
+    @property
+    def ident(self) -> int | None:
+        """The thread's."""
+        return self._thread.ident
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - SystemExit too, from a task that a handler made
+            if self._ready.is_set():
+                _log.exception("the event loop of the async handlers died")
+                self._on_death(error)
+            else:
+                self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._dispatcher.attach()
+        self._ready.set()
+        await self._stop.wait()
+        self._dispatcher.detach()
+
+
+__all__ = ["Dispatcher", "Handler", "LoopThread", "OnError"]

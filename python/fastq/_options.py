@@ -1,0 +1,142 @@
+"""Settings as a caller gives them: which there are, and what each must be."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any, Final, TypedDict
+
+from fastq.errors import SettingsError
+from fastq.settings import ConsumerSettings, ProducerSettings
+from fastq.task import to_seconds
+
+# What goes to the engine as a number of 32 bits.
+_COUNT_LIMIT: Final = 2**31 - 1
+#: Characters of a type, a queue or a token.
+NAME_LIMIT: Final = 255
+
+
+class ConsumerOptions(TypedDict, total=False):
+    """A consumer's further settings. Durations are seconds as a number, or a timedelta."""
+
+    prefetch: int
+    """Tasks claimed and not yet started, at most (1,000)."""
+    prefetch_bytes: int
+    """Bytes of their payloads, at most (64 MiB)."""
+    heartbeat_interval: float | timedelta
+    """How often a living consumer says so (3 s)."""
+    dead_after: float | timedelta
+    """Silence after which others take a consumer for dead and its tasks run again (9 s); at least two intervals."""
+    lease: float | timedelta
+    """How long a leader stays one without renewing (6 s)."""
+    poll_interval: float | timedelta
+    """How often to look for tasks that nothing announced (1 s)."""
+    connect_timeout: float | timedelta
+    """How long a connection may take (10 s)."""
+    statement_timeout: float | timedelta
+    """A statement whose answer takes longer counts as a lost connection (30 s)."""
+    listen: bool
+    """Wake up by LISTEN/NOTIFY (True); off: by polling alone."""
+    completed_retention: float | timedelta
+    """How long a completed task is kept (24 h)."""
+    failed_retention: float | timedelta
+    """How long a failed task is kept (7 days)."""
+
+
+class ProducerOptions(TypedDict, total=False):
+    """A producer's further settings. Durations are seconds as a number, or a timedelta."""
+
+    payload_limit: int
+    """Bytes of one payload, at most (1 MiB)."""
+    connect_timeout: float | timedelta
+    """How long a connection may take (10 s)."""
+    statement_timeout: float | timedelta
+    """A statement whose answer takes longer counts as a lost connection (30 s)."""
+    iterable_timeout: float | timedelta
+    """``enqueue_many`` rolls back when its iterable gives nothing for this long in an open transaction (60 s)."""
+    notify: bool
+    """Wake up waiting consumers by NOTIFY (True)."""
+
+
+def read_consumer_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check ``given`` and bring durations to seconds. Raises SettingsError."""
+    options = _read(ConsumerSettings, ConsumerOptions.__annotations__, given)
+    beat = options.get("heartbeat_interval", 3.0)
+    for name, default in (("dead_after", 9.0), ("lease", 6.0)):
+        value = options.get(name, default)
+        if value < 2 * beat:
+            raise SettingsError(f"{name} is {value:g} s, but must be at least twice heartbeat_interval ({beat:g} s)")
+    return options
+
+
+def read_producer_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check ``given`` and bring durations to seconds. Raises SettingsError."""
+    return _read(ProducerSettings, ProducerOptions.__annotations__, given)
+
+
+def _read(settings: type, names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    names = list(names)
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    options: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in names:
+            raise SettingsError(_unknown(name, value, names))
+        default = defaults[name]
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise SettingsError(f"{name} is {value!r}, but must be True or False")
+            options[name] = value
+        elif isinstance(default, int):
+            options[name] = read_count(name, value)
+        else:
+            options[name] = read_duration(name, value)
+    return options
+
+
+def _unknown(name: str, value: object, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
+    return f"unknown setting {name} (given as {value!r}): {hint}"
+
+
+def read_count(name: str, value: object) -> int:
+    """A whole number of at least 1. Raises SettingsError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNT_LIMIT:
+        raise SettingsError(f"{name} is {value!r}, but must be a whole number, 1 to {_COUNT_LIMIT:,}")
+    return value
+
+
+def read_duration(name: str, value: object) -> float:
+    """Seconds above 0, from a number or a timedelta. Raises SettingsError."""
+    try:
+        seconds = to_seconds(name, value)
+    except TypeError as error:
+        raise SettingsError(str(error)) from None
+    if seconds == 0:
+        raise SettingsError(f"{name} is {value!r}, but must be more than 0 seconds")
+    return seconds
+
+
+def read_name(what: str, value: object) -> str:
+    """A type's or a queue's name: 1 to 255 characters without NUL. Raises SettingsError."""
+    if not isinstance(value, str):
+        raise SettingsError(f"{what} is {value!r}, but must be a str")
+    if not 1 <= len(value) <= NAME_LIMIT:
+        raise SettingsError(f"{what} has {len(value):,} characters, but must have 1 to {NAME_LIMIT}: {value[:40]!r}")
+    if "\0" in value:
+        raise SettingsError(f"{what} is {value!r}, but must hold no NUL character")
+    return value
+
+
+__all__ = [
+    "NAME_LIMIT",
+    "ConsumerOptions",
+    "ProducerOptions",
+    "read_consumer_options",
+    "read_count",
+    "read_duration",
+    "read_name",
+    "read_producer_options",
+]

