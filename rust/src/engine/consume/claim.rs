@@ -82,8 +82,8 @@ impl Asked {
 #[derive(Debug, Default)]
 struct Brought {
     tasks: usize,
-    /// Chunks taken of each lane and track.
-    chunks: HashMap<(i32, i16), i64>,
+    /// Chunks and tasks taken of each lane and track.
+    lanes: HashMap<(i32, i16), (i64, i64)>,
 }
 
 /// See the module.
@@ -307,23 +307,29 @@ impl<'a> Claimer<'a> {
 
     /// Which lanes may hold more, and how many chunks to lock next time.
     fn judge(&mut self, asked: &Asked, brought: &Brought, sweep: bool) {
-        let full = saturating(brought.tasks) >= asked.tasks;
-        let chunks_in_all: i64 = brought.chunks.values().sum();
-        let cut = full || chunks_in_all >= asked.limit;
+        let of = |i: usize| brought.lanes.get(&(asked.lanes[i], asked.tracks[i])).copied().unwrap_or_default();
+        let (mut groups, mut chunks_in_all): (HashMap<i32, i64>, i64) = (HashMap::new(), 0);
+        for i in 0..asked.lanes.len() {
+            let (chunks, tasks) = of(i);
+            *groups.entry(asked.groups[i]).or_default() += tasks;
+            chunks_in_all += chunks;
+        }
+        // The claim ended before it had seen all of every lane.
+        let cut = saturating(brought.tasks) >= asked.tasks || chunks_in_all >= asked.limit;
+        let mut short = false;
         for lane in &mut self.lanes {
-            let mut seen = false;
-            let mut at_limit = false;
-            let mut taken = 0;
+            let (mut seen, mut full, mut at_limit, mut taken) = (false, false, false, 0);
             for i in (0..asked.lanes.len()).filter(|&i| asked.lanes[i] == lane.id) {
                 seen = true;
-                let chunks = brought.chunks.get(&(lane.id, asked.tracks[i])).copied().unwrap_or(0);
-                taken += chunks;
-                at_limit |= chunks >= asked.chunks[i];
+                taken += of(i).0;
+                full |= cut || groups.get(&asked.groups[i]).is_some_and(|tasks| *tasks >= asked.wants[i]);
+                at_limit |= of(i).0 >= asked.chunks[i];
             }
             if !seen {
                 continue;
             }
-            lane.maybe = cut || at_limit;
+            lane.maybe = full || at_limit;
+            short |= !lane.maybe;
             if at_limit && !full {
                 lane.chunks = (lane.chunks * 2).min(MOST_CHUNKS);
             } else if full && taken > 0 && taken < lane.chunks / 2 {
@@ -331,7 +337,7 @@ impl<'a> Claimer<'a> {
             }
         }
         // Short, and yet something came: a commit that overtook another, or rows that others hold, lie behind the hints.
-        self.sweep_wanted = !cut && (brought.tasks > 0 || (self.sweep_wanted && !sweep));
+        self.sweep_wanted = short && (brought.tasks > 0 || (self.sweep_wanted && !sweep));
     }
 
     /// Sends one claim and takes in what it brings.
@@ -412,7 +418,6 @@ impl<'a> Claimer<'a> {
     async fn read(&mut self, row: &Row, epoch: u32, brought: &mut Brought) -> Result<Chunk> {
         let (no, lane_id, track, rid, leaf): (i64, i32, i16, i64, i16) = (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
         let (attempts, max_attempts, lo, hi, shrunk): (i16, i16, i64, i64, bool) = (row.get(5), row.get(6), row.get(7), row.get(8), row.get(9));
-        *brought.chunks.entry((lane_id, track)).or_default() += 1;
         let lane = self.lanes.iter_mut().find(|l| l.id == lane_id);
         let (kind, queue) = match lane {
             Some(lane) => {
@@ -431,6 +436,9 @@ impl<'a> Claimer<'a> {
         if chunk.ids().len() < expected {
             self.find_missing(&mut chunk, leaf, lo, hi).await?;
         }
+        let taken = brought.lanes.entry((lane_id, track)).or_default();
+        taken.0 += 1;
+        taken.1 += hi - lo + 1;
         brought.tasks += chunk.ids().len();
         Ok(chunk)
     }
