@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastq._engine import TaskInfo
     from fastq._engine import version as __version__
     from fastq.app import App, TaskFunction
-    from fastq.client import AsyncClient, Client, TaskRecord
+    from fastq.client import Client, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
     from fastq.migrations import migrate
     from fastq.producer import Producer
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "App": "fastq.app",
-    "AsyncClient": "fastq.client",
     "Client": "fastq.client",
     "ConstantBackoff": "fastq.retry",
     "Consumer": "fastq.consumer",
     "ExponentialBackoff": "fastq.retry",
+    "FailedAttempt": "fastq.client",
+    "Page": "fastq.client",
     "Producer": "fastq.producer",
     "RetryPolicy": "fastq.retry",
     "TaskFunction": "fastq.app",
@@ -50,7 +51,6 @@ _LAZY = {
 
 __all__ = [
     "App",
-    "AsyncClient",
     "Client",
     "ConnectionLost",
     "ConstantBackoff",
@@ -60,7 +60,9 @@ __all__ = [
     "EnqueueError",
     "Enqueued",
     "ExponentialBackoff",
+    "FailedAttempt",
     "FastqError",
+    "Page",
     "PayloadError",
     "Producer",
     "RetryPolicy",

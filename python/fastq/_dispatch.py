@@ -42,7 +42,7 @@ class _Run:
 
 
 class Dispatcher:
-    """Runs a consumer's async handlers on one event loop. All methods are called on that loop's thread.
+    """Runs a consumer's async handlers on one event loop. Methods are called on that loop's thread unless they say else.
 
     Args:
         engine: its mailbox is fetched from, and it is told the outcomes.
@@ -66,18 +66,20 @@ class Dispatcher:
         self._writer.settimeout(0)
         self._run = self._make_run()
 
-    def attach(self) -> None:
+    def listen(self) -> None:
         """Begin to listen, on the running loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._reader.fileno(), self._wake)
-        self._engine.attach_loop(self._writer.fileno())
 
-    def detach(self) -> None:
-        """Listen no more. What runs goes on."""
-        self._loop.remove_reader(self._reader.fileno())
+    def connect(self) -> None:
+        """Have the engine, which has been started, send its tasks here. From any thread."""
+        self._engine.attach_loop(self._writer.fileno())
+        # It has a duplicate of it.
+        self._writer.close()
 
     def close(self) -> None:
-        """Close the sockets; only once the engine, which writes to one of them, has ended. From any thread."""
+        """Listen no more. What runs goes on."""
+        self._loop.remove_reader(self._reader.fileno())
         self._reader.close()
         self._writer.close()
 
@@ -168,7 +170,7 @@ class LoopThread:
     """An event loop in a thread of its own, for consumers that are started from sync code.
 
     Args:
-        dispatcher: attached to the loop as it starts.
+        dispatcher: listens on the loop from its start to its end.
         on_death: called on this thread with the exception that ended the loop before its stop.
     """
 
@@ -183,7 +185,7 @@ class LoopThread:
         self._thread = threading.Thread(target=self._main, name="fastq-loop", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, and return once the engine may send tasks."""
+        """Start the thread, and return once the dispatcher listens."""
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -219,10 +221,12 @@ class LoopThread:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self._dispatcher.attach()
+        self._dispatcher.listen()
         self._ready.set()
-        await self._stop.wait()
-        self._dispatcher.detach()
+        try:
+            await self._stop.wait()
+        finally:
+            self._dispatcher.close()
 
 
 __all__ = ["Dispatcher", "Handler", "LoopThread", "OnError"]

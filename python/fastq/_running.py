@@ -54,6 +54,7 @@ class Running:
     ) -> None:
         self.engine = Engine(settings, sync_handlers, on_error)
         self.pid = os.getpid()
+        self.own_loop = own_loop
         self.bell = Bell()
         self._is_stopping = False
         self._died = False
@@ -74,6 +75,8 @@ class Running:
             if self._loop_thread is not None:
                 self._loop_thread.start()
             self.engine.start()
+            if self._dispatcher is not None:
+                self._dispatcher.connect()
             self._begun()
         except BaseException:
             self._undo_begin()
@@ -82,18 +85,22 @@ class Running:
     async def begin_async(self) -> None:
         """Start all of it, with async handlers on the running loop."""
         if self._dispatcher is not None:
-            self._dispatcher.attach()
+            self._dispatcher.listen()
         starting = asyncio.ensure_future(asyncio.to_thread(self.engine.start))
         try:
             await asyncio.shield(starting)
+            if self._dispatcher is not None:
+                self._dispatcher.connect()
+            self._begun()
         except asyncio.CancelledError:
             # The thread can't be stopped: what it brings up is put down again.
             starting.add_done_callback(lambda done: None if done.cancelled() or done.exception() else self._put_down())
+            if self._dispatcher is not None:
+                self._dispatcher.close()
             raise
         except BaseException:
             self._undo_begin()
             raise
-        self._begun()
 
     def _begun(self) -> None:
         self._housekeeper.start()
@@ -108,8 +115,6 @@ class Running:
         if self._loop_thread is not None:
             self._loop_thread.stop(_GRACE)
         elif self._dispatcher is not None:
-            self._dispatcher.detach()
-        if self._dispatcher is not None:
             self._dispatcher.close()
 
     def _put_down(self) -> None:
@@ -132,15 +137,17 @@ class Running:
         """Claim no more, wait up to ``timeout`` seconds for running handlers, and flush what they did."""
         self._is_stopping = True
         self.engine.stop()
-        deadline = time.monotonic() + timeout
         # A signal cuts the wait short.
-        if (yield max(0.0, deadline - time.monotonic())) is not News.ENDED:
+        if (yield timeout) is not News.ENDED:
             yield from self.give_up()
 
     def give_up(self) -> Steps:
         """Leave running handlers to the rescuer of another consumer, and wait for the engine's end."""
         self._is_stopping = True
-        _log.warning("%d handlers did not end in time: their tasks will run again", self.engine.running)
+        if running := self.engine.running:
+            _log.warning("%d handlers did not end in time: their tasks will run again", running)
+        else:
+            _log.warning("the outcomes of the last tasks could not be written in time: they will run again")
         if self._dispatcher is not None:
             self._dispatcher.cancel_soon()
         self.engine.abandon()
@@ -158,7 +165,7 @@ class Running:
     async def finish_async(self) -> None:
         """After the drain: take down what is left."""
         if self._dispatcher is not None:
-            self._dispatcher.detach()
+            self._dispatcher.close()
             if left := self._dispatcher.cancel():
                 # Their own clean-up may take a moment.
                 await asyncio.wait(left, timeout=_JOIN)
@@ -174,8 +181,6 @@ class Running:
             return
         # Handlers that were given up may hold their threads for ever: they are daemons.
         self._housekeeper.join(_JOIN)
-        if self._dispatcher is not None:
-            self._dispatcher.close()
 
     def check(self) -> None:
         """Raise ConsumerError if a part died before the stop."""

@@ -238,6 +238,29 @@ class App:
 
         return decorate
 
+    def use(self, *, dsn: str | None = None, schema: str | None = None) -> None:
+        """Use another database or schema than the app was made with: for a command line's options, for tests.
+
+        Args:
+            dsn: None: as it was.
+            schema: None: as it was.
+
+        Raises:
+            SettingsError: too late, the database is in use.
+        """
+        with self._lock:
+            if self._dsn is not None:
+                raise SettingsError("the app's database is in use: it can be changed only before the first use")
+            if dsn is not None:
+                self._given_dsn, self._embedded = dsn, None
+            if schema is not None:
+                self._schema = schema
+
+    @property
+    def types(self) -> list[str]:
+        """The types that have a function."""
+        return list(self._definitions)
+
     @property
     def dsn(self) -> str:
         """The database's connection string; where it is the private PostgreSQL, that is started and migrated first.

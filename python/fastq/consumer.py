@@ -200,6 +200,8 @@ class Consumer:
         if (running := self._closing("stop")) is None:
             return
         refuse_running_loop("Consumer.stop()", "`async with consumer:`", ConsumerError)
+        if not running.own_loop:
+            raise ConsumerError("the consumer runs on an event loop: leave its `async with`, or cancel its `arun()`")
         drive(running.bell, running.drain(seconds), signals=False)
         self._close(running)
 
