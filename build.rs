@@ -7,7 +7,10 @@ use std::{env, fs};
 fn files(folder: &Path) -> Vec<PathBuf> {
     println!("cargo::rerun-if-changed={}", folder.display());
     let entries = fs::read_dir(folder).expect("sql/ is part of the source tree");
-    let mut found: Vec<_> = entries.map(|e| e.expect("a readable folder").path()).filter(|p| p.extension().is_some_and(|x| x == "sql")).collect();
+    let mut found: Vec<_> = entries
+        .map(|e| e.expect("a readable folder").path())
+        .filter(|p| p.extension().is_some_and(|x| x == "sql"))
+        .collect();
     found.sort();
     found
 }
@@ -19,14 +22,21 @@ fn main() {
         let name = path.file_stem().expect("a file").to_string_lossy().into_owned();
         writeln!(out, "    ({name:?}, include_str!({:?})),", path.display().to_string()).expect("a String takes all");
     }
-    out.push_str("];\n/// Every schema step: version, name, up, down.\npub static MIGRATIONS: &[(i32, &str, &str, &str)] = &[\n");
+    out.push_str(
+        "];\n/// Every schema step: version, name, up, down.\npub static MIGRATIONS: &[(i32, &str, &str, &str)] = &[\n",
+    );
     for up in files(&root.join("sql/migrations")).into_iter().filter(|p| p.to_string_lossy().ends_with(".up.sql")) {
         let stem = up.file_name().expect("a file").to_string_lossy().trim_end_matches(".up.sql").to_owned();
         let (version, name) = stem.split_once('_').expect("a step is named 0001_name.up.sql");
         let version: i32 = version.parse().expect("a step's name starts with its number");
         let down = up.with_file_name(format!("{stem}.down.sql"));
-        writeln!(out, "    ({version}, {name:?}, include_str!({:?}), include_str!({:?})),", up.display().to_string(), down.display().to_string())
-            .expect("a String takes all");
+        writeln!(
+            out,
+            "    ({version}, {name:?}, include_str!({:?}), include_str!({:?})),",
+            up.display().to_string(),
+            down.display().to_string()
+        )
+        .expect("a String takes all");
     }
     out.push_str("];\n");
     let target = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo")).join("sql.rs");

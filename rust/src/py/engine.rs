@@ -61,7 +61,12 @@ impl ConsumerSettings {
         let concurrency = self.concurrency;
         let kind = |t: TypeSettings| {
             let timeout = t.timeout.map(|s| time("timeout", s)).transpose()?;
-            Ok(Kind { name: t.r#type, is_async: t.is_async, workers: t.workers.unwrap_or(concurrency).min(concurrency), timeout })
+            Ok(Kind {
+                name: t.r#type,
+                is_async: t.is_async,
+                workers: t.workers.unwrap_or(concurrency).min(concurrency),
+                timeout,
+            })
         };
         Ok(Settings {
             kinds: self.types.into_iter().map(kind).collect::<Result<_, Error>>()?,
@@ -114,10 +119,17 @@ impl Engine {
 
     /// What Python's policy makes of an exception.
     fn judge(&self, py: Python<'_>, info: &Py<TaskInfo>, error: PyErr) -> Failure {
-        let judged = self.on_error.call1(py, (info, error.into_value(py))).and_then(|r| r.extract::<(Option<f64>, String, String)>(py));
+        let judged = self
+            .on_error
+            .call1(py, (info, error.into_value(py)))
+            .and_then(|r| r.extract::<(Option<f64>, String, String)>(py));
         match judged {
             Ok((delay, error, traceback)) => Failure { delay, error: clean(error), traceback: clean(traceback) },
-            Err(e) => Failure { delay: None, error: clean(format!("the error handler failed: {e}")), traceback: String::new() },
+            Err(e) => Failure {
+                delay: None,
+                error: clean(format!("the error handler failed: {e}")),
+                traceback: String::new(),
+            },
         }
     }
 }
@@ -130,7 +142,12 @@ fn clean(text: String) -> String {
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(py: Python<'_>, settings: &Bound<'_, PyAny>, handlers: Vec<Option<Py<PyAny>>>, on_error: Py<PyAny>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        settings: &Bound<'_, PyAny>,
+        handlers: Vec<Option<Py<PyAny>>>,
+        on_error: Py<PyAny>,
+    ) -> PyResult<Self> {
         let settings = settings.extract::<ConsumerSettings>()?.into_settings().or_raise(py)?;
         let copy_context = py.import("contextvars")?.getattr("copy_context")?.unbind();
         Ok(Self { settings, handlers, on_error, copy_context, shared: Mutex::new(None), pid: std::process::id() })
@@ -247,7 +264,14 @@ impl Engine {
         Ok(())
     }
 
-    fn fail(&self, py: Python<'_>, task: &TaskInfo, delay: Option<f64>, error: String, traceback: String) -> PyResult<()> {
+    fn fail(
+        &self,
+        py: Python<'_>,
+        task: &TaskInfo,
+        delay: Option<f64>,
+        error: String,
+        traceback: String,
+    ) -> PyResult<()> {
         let failure = Failure { delay, error: clean(error), traceback: clean(traceback) };
         self.shared(py)?.finish_run(task.run, &task.task, Outcome::Failed(Box::new(failure)));
         Ok(())

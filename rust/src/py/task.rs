@@ -49,7 +49,11 @@ impl TaskInfo {
                 return Ok(PyBytes::new(py, self.task.payload()).into_any().unbind());
             }
             let bytes = self.task.payload();
-            let parse = jiter::PythonParse { allow_inf_nan: false, cache_mode: jiter::StringCacheMode::Keys, ..Default::default() };
+            let parse = jiter::PythonParse {
+                allow_inf_nan: false,
+                cache_mode: jiter::StringCacheMode::Keys,
+                ..Default::default()
+            };
             let value = parse.python_parse(py, bytes).map_err(|e| jiter::map_json_error(bytes, &e))?;
             Ok(value.unbind())
         };
@@ -86,7 +90,13 @@ impl TaskInfo {
     }
 
     fn __repr__<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
-        let text = format!("<TaskInfo {} {:?} attempt {} of {}>", self.id(), self.r#type(), self.attempt(), self.max_attempts());
+        let text = format!(
+            "<TaskInfo {} {:?} attempt {} of {}>",
+            self.id(),
+            self.r#type(),
+            self.attempt(),
+            self.max_attempts()
+        );
         PyString::new(py, &text)
     }
 }

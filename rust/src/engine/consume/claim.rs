@@ -205,7 +205,9 @@ impl<'a> Claimer<'a> {
                 self.swept = Some(now);
                 self.lanes.iter_mut().for_each(|l| l.maybe = true);
             }
-            drop(timeout_at((now + self.shared.settings.poll_interval).into(), self.shared.claim_news.notified()).await);
+            drop(
+                timeout_at((now + self.shared.settings.poll_interval).into(), self.shared.claim_news.notified()).await,
+            );
             return Ok(());
         }
         self.shared.hungry.store(false, Ordering::Release);
@@ -264,7 +266,11 @@ impl<'a> Claimer<'a> {
     async fn claim_ordinary(&mut self, wants: &Wants, sweep: bool) -> Result<()> {
         let startable = self.shared.sched.lock().startable();
         let shared_group = self.shared.settings.kinds.len();
-        let mut asked = Asked { tasks: saturating(wants.tasks), bytes: saturating(wants.bytes.min(CLAIM_BYTES)), ..Asked::default() };
+        let mut asked = Asked {
+            tasks: saturating(wants.tasks),
+            bytes: saturating(wants.bytes.min(CLAIM_BYTES)),
+            ..Asked::default()
+        };
         let mut most: HashMap<usize, i64> = HashMap::new();
         self.turn = self.turn.wrapping_add(1);
         let count = self.lanes.len();
@@ -274,10 +280,17 @@ impl<'a> Claimer<'a> {
             if !sweep && !lane.maybe {
                 continue;
             }
-            let uncapped = want.slow && self.shared.settings.kinds[lane.kind].workers >= self.shared.settings.concurrency;
+            let uncapped =
+                want.slow && self.shared.settings.kinds[lane.kind].workers >= self.shared.settings.concurrency;
             let (group, tasks) = if uncapped { (shared_group, startable) } else { (lane.kind, want.tasks) };
             for track in [1, 0] {
-                asked.push(lane, track, if sweep { 0 } else { lane.hints[usize::from(track.unsigned_abs())] }, group, tasks);
+                asked.push(
+                    lane,
+                    track,
+                    if sweep { 0 } else { lane.hints[usize::from(track.unsigned_abs())] },
+                    group,
+                    tasks,
+                );
             }
             let chunks = lane.chunks.min(saturating(tasks));
             most.entry(group).and_modify(|m| *m = (*m).max(chunks)).or_insert(chunks);
@@ -401,23 +414,25 @@ impl<'a> Claimer<'a> {
         let mut returned = Vec::new();
         for chunk in chunks {
             if !sched.push(chunk) {
-                let give = |&id| Ended { holder: Holder { epoch: chunk.epoch, no: chunk.no, id }, took_us: 0, outcome: Outcome::GivenBack };
+                let give = |&id| Ended {
+                    holder: Holder { epoch: chunk.epoch, no: chunk.no, id },
+                    took_us: 0,
+                    outcome: Outcome::GivenBack,
+                };
                 returned.extend(chunk.ids().iter().map(give));
             }
         }
-        self.shared.rouse(&mut sched);
-        let wake = sched.disarm();
         drop(sched);
+        self.shared.spread();
         self.shared.outcomes.append(&mut returned);
-        if wake {
-            self.shared.wake_loop();
-        }
     }
 
     /// One row of the claim's answer: a run of tasks of one chunk.
     async fn read(&mut self, row: &Row, epoch: u32, brought: &mut Brought) -> Result<Chunk> {
-        let (no, lane_id, track, rid, leaf): (i64, i32, i16, i64, i16) = (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
-        let (attempts, max_attempts, lo, hi, shrunk): (i16, i16, i64, i64, bool) = (row.get(5), row.get(6), row.get(7), row.get(8), row.get(9));
+        let (no, lane_id, track, rid, leaf): (i64, i32, i16, i64, i16) =
+            (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
+        let (attempts, max_attempts, lo, hi, shrunk): (i16, i16, i64, i64, bool) =
+            (row.get(5), row.get(6), row.get(7), row.get(8), row.get(9));
         let lane = self.lanes.iter_mut().find(|l| l.id == lane_id);
         let (kind, queue) = match lane {
             Some(lane) => {
@@ -454,7 +469,8 @@ impl<'a> Claimer<'a> {
         }
         for id in missing.into_iter().filter(|id| !chunk.ids().contains(id)) {
             self.shared.log(Level::Error, "claimer", format!("task {id} has no content any more; it is failed"));
-            let failure = Failure { delay: None, error: "the task's content is missing".into(), traceback: String::new() };
+            let failure =
+                Failure { delay: None, error: "the task's content is missing".into(), traceback: String::new() };
             *self.books.borrow_mut().held.entry((chunk.epoch, chunk.no)).or_default() += 1;
             let holder = Holder { epoch: chunk.epoch, no: chunk.no, id };
             self.shared.outcomes.push(Ended { holder, took_us: 0, outcome: Outcome::Failed(Box::new(failure)) });
@@ -478,14 +494,7 @@ impl<'a> Claimer<'a> {
                 let brought = self.claim_track(at, 2, slots).await;
                 self.shared.sched.lock().release(slots);
                 let brought = brought?;
-                let mut sched = self.shared.sched.lock();
-                sched.feed();
-                self.shared.rouse(&mut sched);
-                let wake = sched.disarm();
-                drop(sched);
-                if wake {
-                    self.shared.wake_loop();
-                }
+                self.shared.spread();
                 if brought.tasks == 0 {
                     break;
                 }
@@ -546,20 +555,18 @@ impl<'a> Claimer<'a> {
         if ran {
             self.hold = HOLD.0;
         }
-        let mut sched = self.shared.sched.lock();
-        sched.release_alone();
-        sched.feed();
-        self.shared.rouse(&mut sched);
-        let wake = sched.disarm();
-        drop(sched);
-        if wake {
-            self.shared.wake_loop();
-        }
+        self.shared.sched.lock().release_alone();
+        self.shared.spread();
         Ok(())
     }
 
     async fn claim_track(&mut self, at: usize, track: i16, tasks: usize) -> Result<Brought> {
-        let mut asked = Asked { tasks: saturating(tasks), bytes: saturating(CLAIM_BYTES), limit: saturating(tasks), ..Asked::default() };
+        let mut asked = Asked {
+            tasks: saturating(tasks),
+            bytes: saturating(CLAIM_BYTES),
+            limit: saturating(tasks),
+            ..Asked::default()
+        };
         let lane = &self.lanes[at];
         asked.push(lane, track, 0, 0, tasks);
         asked.chunks = vec![saturating(tasks)];
@@ -575,7 +582,10 @@ fn saturating(count: usize) -> i64 {
 struct Timestamp(i64);
 
 impl<'a> postgres_types::FromSql<'a> for Timestamp {
-    fn from_sql(_: &postgres_types::Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+    fn from_sql(
+        _: &postgres_types::Type,
+        raw: &'a [u8],
+    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         Ok(Self(i64::from_be_bytes(raw.try_into()?)))
     }
 

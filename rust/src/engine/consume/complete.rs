@@ -72,10 +72,19 @@ impl Flush {
     fn into_members(self) -> impl Iterator<Item = Ended> {
         use crate::engine::consume::task::Holder;
         let holder = |no, id| Holder { epoch: 0, no, id };
-        let completed = self.completed.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |(id, took)| (no, id, took)));
-        let completed = completed.map(move |(no, id, took_us)| Ended { holder: holder(no, id), took_us, outcome: Outcome::Completed });
+        let completed =
+            self.completed.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |(id, took)| (no, id, took)));
+        let completed = completed.map(move |(no, id, took_us)| Ended {
+            holder: holder(no, id),
+            took_us,
+            outcome: Outcome::Completed,
+        });
         let failed = self.failed.into_iter();
-        let failed = failed.map(move |(no, id, f, took_us)| Ended { holder: holder(no, id), took_us, outcome: Outcome::Failed(Box::new(f)) });
+        let failed = failed.map(move |(no, id, f, took_us)| Ended {
+            holder: holder(no, id),
+            took_us,
+            outcome: Outcome::Failed(Box::new(f)),
+        });
         let back = self.given_back.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |id| (no, id)));
         let back = back.map(move |(no, id)| Ended { holder: holder(no, id), took_us: 0, outcome: Outcome::GivenBack });
         completed.chain(failed).chain(back)
@@ -151,7 +160,8 @@ impl<'a> Completer<'a> {
     /// Waits until enough has come together, or the moment since `began` is over.
     async fn gather(&self, began: Instant) {
         let until = began + GATHER;
-        while self.shared.outcomes.len() < FLUSH / 2 && Instant::now() < until && self.shared.phase() == Phase::Running {
+        while self.shared.outcomes.len() < FLUSH / 2 && Instant::now() < until && self.shared.phase() == Phase::Running
+        {
             sleep(Duration::from_millis(1)).await;
         }
     }
@@ -196,7 +206,11 @@ impl<'a> Completer<'a> {
                     if !complained {
                         complained = true;
                         let count = self.shared.outcomes.unflushed();
-                        self.shared.log(Level::Warning, "completer", format!("can't store {count} results, and keeps trying: {e}"));
+                        self.shared.log(
+                            Level::Warning,
+                            "completer",
+                            format!("can't store {count} results, and keeps trying: {e}"),
+                        );
                     }
                     if e.is_lost() {
                         in_doubt |= self.link.is_some();
@@ -205,7 +219,11 @@ impl<'a> Completer<'a> {
                     todo.push(flush);
                     if self.is_too_late() {
                         let left = self.shared.outcomes.unflushed();
-                        self.shared.log(Level::Error, "completer", format!("gives up {left} results: their tasks will run again"));
+                        self.shared.log(
+                            Level::Error,
+                            "completer",
+                            format!("gives up {left} results: their tasks will run again"),
+                        );
                         return;
                     }
                     sleep(backoff.delay()).await;
@@ -228,7 +246,11 @@ impl<'a> Completer<'a> {
             let id = member.holder.id;
             self.shared.log(Level::Error, "completer", format!("the result of task {id} can't be stored: {error}"));
             if let Outcome::Completed = member.outcome {
-                let failure = Failure { delay: None, error: format!("its completion could not be stored: {error}"), traceback: String::new() };
+                let failure = Failure {
+                    delay: None,
+                    error: format!("its completion could not be stored: {error}"),
+                    traceback: String::new(),
+                };
                 let mut failed = Flush::default();
                 failed.add(Ended { outcome: Outcome::Failed(Box::new(failure)), ..member });
                 todo.push(failed);
@@ -292,7 +314,9 @@ impl<'a> Completer<'a> {
             link.query("give_back_tasks", &[&me, &nos, &sets]).await
         };
         let (completed, failed, given_back) = try_join3(completed, failed, given_back).await?;
-        let sent = usize::from(!flush.completed.is_empty()) + usize::from(!flush.failed.is_empty()) + usize::from(!flush.given_back.is_empty());
+        let sent = usize::from(!flush.completed.is_empty())
+            + usize::from(!flush.failed.is_empty())
+            + usize::from(!flush.given_back.is_empty());
         Counters::add(&self.shared.counters.flushes, 1);
         Counters::add(&self.shared.counters.statements, sent);
         let mut refused: Vec<(Part, i64, IdSet)> = Vec::new();
@@ -319,11 +343,16 @@ impl<'a> Completer<'a> {
         if refused.is_empty() {
             return;
         }
-        let mut gone: Vec<(i64, i64)> = refused.iter().flat_map(|(_, no, ids)| ids.iter().map(|id| (*no, id))).collect();
+        let mut gone: Vec<(i64, i64)> =
+            refused.iter().flat_map(|(_, no, ids)| ids.iter().map(|id| (*no, id))).collect();
         if in_doubt {
             match self.find_ours(me, &gone).await {
                 Ok(ours) => gone.retain(|g| !ours.contains(g)),
-                Err(e) => self.shared.log(Level::Warning, "completer", format!("can't tell which results were stored before: {e}")),
+                Err(e) => self.shared.log(
+                    Level::Warning,
+                    "completer",
+                    format!("can't tell which results were stored before: {e}"),
+                ),
             }
         }
         if gone.is_empty() {
@@ -332,7 +361,11 @@ impl<'a> Completer<'a> {
         counters.refused.fetch_add(gone.len() as u64, Ordering::Relaxed);
         let some: Vec<String> = gone.iter().take(5).map(|g| g.1.to_string()).collect();
         let more = if gone.len() > 5 { ", …" } else { "" };
-        let message = format!("{} results were refused: the tasks are no longer ours (ids {}{more})", gone.len(), some.join(", "));
+        let message = format!(
+            "{} results were refused: the tasks are no longer ours (ids {}{more})",
+            gone.len(),
+            some.join(", ")
+        );
         self.shared.log(Level::Warning, "completer", message);
     }
 

@@ -23,7 +23,11 @@ pub async fn register(shared: &Shared, link: &Link, books: &mut Books) -> Result
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let types: Vec<&str> = shared.settings.kinds.iter().map(|k| k.name.as_str()).collect();
     let sent = Instant::now();
-    link.execute("register_consumer", &[&me, &pid, &host_name(), &env!("CARGO_PKG_VERSION"), &types, &shared.settings.queues]).await?;
+    link.execute(
+        "register_consumer",
+        &[&me, &pid, &host_name(), &env!("CARGO_PKG_VERSION"), &types, &shared.settings.queues],
+    )
+    .await?;
     Counters::add(&shared.counters.statements, 1);
     books.epochs.push(me);
     shared.beaten(sent);
@@ -55,7 +59,16 @@ impl<'a> Control<'a> {
     pub fn new(shared: &'a Shared, target: Target, link: Link, books: Rc<RefCell<Books>>) -> Self {
         let now = Instant::now();
         let upkeep = Upkeep::new(shared, Rc::clone(&books));
-        Self { shared, target, books, link: Some(link), notified: None, upkeep, beat_at: now + shared.settings.heartbeat_interval, tick_at: now }
+        Self {
+            shared,
+            target,
+            books,
+            link: Some(link),
+            notified: None,
+            upkeep,
+            beat_at: now + shared.settings.heartbeat_interval,
+            tick_at: now,
+        }
     }
 
     /// Runs until the completer has ended, then signs off.
@@ -74,7 +87,11 @@ impl<'a> Control<'a> {
                 Err(e) => {
                     if !complained {
                         complained = true;
-                        self.shared.log(Level::Warning, "control", format!("heartbeat and upkeep fail, and keep trying: {e}"));
+                        self.shared.log(
+                            Level::Warning,
+                            "control",
+                            format!("heartbeat and upkeep fail, and keep trying: {e}"),
+                        );
                     }
                     self.upkeep.lose_contact();
                     if e.is_lost() {
@@ -168,13 +185,21 @@ impl<'a> Control<'a> {
             Counters::add(&self.shared.counters.beats, 1);
             let orphans = self.books.borrow().orphans(&held, claiming_after);
             if !orphans.is_empty() {
-                self.shared.log(Level::Warning, "control", format!("gives back {} claims whose answers were lost", orphans.len()));
+                self.shared.log(
+                    Level::Warning,
+                    "control",
+                    format!("gives back {} claims whose answers were lost", orphans.len()),
+                );
                 link.execute("give_back_claims", &[&me, &orphans]).await?;
             }
             return Ok(());
         }
         let dropped = self.shared.sched.lock().take_unstarted();
-        let message = format!("was declared dead (silent for over {:?}); {} tasks that had not started are left to others", self.shared.settings.dead_after, dropped.len());
+        let message = format!(
+            "was declared dead (silent for over {:?}); {} tasks that had not started are left to others",
+            self.shared.settings.dead_after,
+            dropped.len()
+        );
         self.shared.log(Level::Warning, "control", message);
         {
             let mut books = self.books.borrow_mut();
@@ -204,7 +229,11 @@ impl<'a> Control<'a> {
             self.link = self.target.connect(false).await.ok();
         }
         let Some(link) = &self.link else {
-            self.shared.log(Level::Warning, "control", "could not sign off; other workers will find out by the missing heartbeat");
+            self.shared.log(
+                Level::Warning,
+                "control",
+                "could not sign off; other workers will find out by the missing heartbeat",
+            );
             return;
         };
         if let Err(e) = link.execute("unregister_consumer", &[&me, &running]).await {

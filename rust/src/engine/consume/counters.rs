@@ -65,6 +65,7 @@ impl Counters {
     /// Whether all that was claimed has ended, as far as the counters say.
     pub fn is_idle(&self) -> bool {
         let of = |c: &AtomicU64| c.load(Ordering::Relaxed);
-        of(&self.claimed) <= of(&self.completed) + of(&self.retried) + of(&self.failed) + of(&self.given_back) + of(&self.refused)
+        of(&self.claimed)
+            <= of(&self.completed) + of(&self.retried) + of(&self.failed) + of(&self.given_back) + of(&self.refused)
     }
 }

@@ -114,7 +114,8 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     fn new(settings: Settings) -> Self {
-        let sched = Sched::new(settings.kinds.clone(), settings.concurrency, settings.prefetch, settings.prefetch_bytes);
+        let sched =
+            Sched::new(settings.kinds.clone(), settings.concurrency, settings.prefetch, settings.prefetch_bytes);
         Self {
             settings,
             outbox: Arc::default(),
@@ -233,6 +234,18 @@ impl Shared {
         }
     }
 
+    /// Something may start now: hands it to the event loop, and wakes a thread where that pays.
+    fn spread(&self) {
+        let mut sched = self.sched.lock();
+        sched.feed();
+        self.rouse(&mut sched);
+        let wake = sched.disarm();
+        drop(sched);
+        if wake {
+            self.wake_loop();
+        }
+    }
+
     /// One more thread, if it would find enough to do.
     fn rouse(&self, sched: &mut Sched) {
         if sched.wants_thread() {
@@ -250,7 +263,10 @@ impl Shared {
 
     /// Wakes the claimer if it waits for room and there is some.
     fn feed_claimer(&self, sched: &Sched) {
-        if self.hungry.load(Ordering::Acquire) && sched.is_low(self.round_trip()) && self.hungry.swap(false, Ordering::AcqRel) {
+        if self.hungry.load(Ordering::Acquire)
+            && sched.is_low(self.round_trip())
+            && self.hungry.swap(false, Ordering::AcqRel)
+        {
             self.claim_news.notify_one();
         }
     }
@@ -304,7 +320,11 @@ impl Shared {
     /// Stores the failure of an attempt that ran out of time.
     pub fn fail_expired(&self, expired: &Expired, failure: Failure) {
         let took_us = micros(expired.started.elapsed());
-        self.outcomes.push(Ended { holder: expired.task.holder(), took_us, outcome: Outcome::Failed(Box::new(failure)) });
+        self.outcomes.push(Ended {
+            holder: expired.task.holder(),
+            took_us,
+            outcome: Outcome::Failed(Box::new(failure)),
+        });
     }
 
     /// Handlers that run now.
@@ -326,7 +346,8 @@ impl Shared {
     }
 
     fn give_back(&self, tasks: Vec<Task>) {
-        let mut ended: Vec<Ended> = tasks.iter().map(|t| Ended { holder: t.holder(), took_us: 0, outcome: Outcome::GivenBack }).collect();
+        let mut ended: Vec<Ended> =
+            tasks.iter().map(|t| Ended { holder: t.holder(), took_us: 0, outcome: Outcome::GivenBack }).collect();
         self.outcomes.append(&mut ended);
     }
 
@@ -353,7 +374,8 @@ pub fn micros(time: Duration) -> u32 {
 
 /// Starts the engine: connects, checks the schema, registers the consumer. Blocks until that is done or has failed.
 pub fn start(settings: Settings) -> Result<Arc<Shared>> {
-    let target = |part| Target::new(&settings.dsn, &settings.schema, part, settings.connect_timeout, settings.statement_timeout);
+    let target =
+        |part| Target::new(&settings.dsn, &settings.schema, part, settings.connect_timeout, settings.statement_timeout);
     let targets = (target("claim")?, target("complete")?, target("control")?);
     let shared = Arc::new(Shared::new(settings));
     let (report, started) = mpsc::channel::<Result<()>>();
@@ -363,7 +385,7 @@ pub fn start(settings: Settings) -> Result<Arc<Shared>> {
             Ok((link, books)) => {
                 inner.advance(Phase::Running);
                 drop(report.send(Ok(())));
-                run(&inner, targets, link, books).await;
+                Box::pin(run(&inner, targets, link, books)).await;
             }
             Err(e) => drop(report.send(Err(e))),
         }
@@ -419,19 +441,13 @@ async fn watch_time(shared: &Shared) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let mut sched = shared.sched.lock();
-        let expired = sched.expire(Instant::now());
-        let wake = sched.disarm();
+        let expired = shared.sched.lock().expire(Instant::now());
         if expired.is_empty() {
             continue;
         }
-        shared.rouse(&mut sched);
-        drop(sched);
         shared.counters.timed_out(expired.len());
         shared.expired.lock().extend(expired);
         shared.outbox.poke();
-        if wake {
-            shared.wake_loop();
-        }
+        shared.spread();
     }
 }

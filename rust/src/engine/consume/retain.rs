@@ -85,7 +85,9 @@ impl Retention {
                     Ok(true) => shared.log(Level::Info, "leader", format!("emptied leaf {leaf}")),
                     Ok(false) => {}
                     // Someone reads it, or still writes to it: again in the next round.
-                    Err(e) if e.sqlstate() == Some("55P03") => shared.log(Level::Debug, "leader", format!("leaf {leaf} is in use: {e}")),
+                    Err(e) if e.sqlstate() == Some("55P03") => {
+                        shared.log(Level::Debug, "leader", format!("leaf {leaf} is in use: {e}"));
+                    }
                     Err(e) => return Err(e),
                 }
                 self.next_leaf()
@@ -105,13 +107,14 @@ impl Retention {
             Step::PurgeTokens(kind, token) => {
                 let age = seconds(self.completed.max(TOKEN_AGE));
                 let row = link.query_opt("purge_tokens", &[&me, &term, &age, &kind, &token, &BATCH]).await?;
-                let last = row.and_then(|r| Some((r.get::<_, Option<String>>("last_type")?, r.get::<_, Option<String>>("last_token")?)));
-                match last {
-                    Some((kind, token)) => Step::PurgeTokens(kind, token),
-                    None => {
-                        self.due = Instant::now() + ROUND;
-                        Step::OpenLeaf
-                    }
+                let last = row.and_then(|r| {
+                    Some((r.get::<_, Option<String>>("last_type")?, r.get::<_, Option<String>>("last_token")?))
+                });
+                if let Some((kind, token)) = last {
+                    Step::PurgeTokens(kind, token)
+                } else {
+                    self.due = Instant::now() + ROUND;
+                    Step::OpenLeaf
                 }
             }
         };

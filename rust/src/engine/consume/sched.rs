@@ -180,7 +180,10 @@ pub struct Sched {
 impl Sched {
     /// An empty one.
     pub fn new(kinds: Vec<Kind>, concurrency: usize, prefetch: usize, prefetch_bytes: usize) -> Self {
-        let kinds = kinds.into_iter().map(|kind| KindState { kind, queue: VecDeque::new(), running: 0, mean_us: None }).collect();
+        let kinds = kinds
+            .into_iter()
+            .map(|kind| KindState { kind, queue: VecDeque::new(), running: 0, mean_us: None })
+            .collect();
         Self {
             kinds,
             concurrency,
@@ -212,7 +215,11 @@ impl Sched {
 
     /// What to claim now. `round_trip` is the time of a claim: a type is prefetched for its rate over two of them and 5 ms.
     pub fn wants(&self, round_trip: Duration) -> Wants {
-        let mut wants = Wants { tasks: self.prefetch.saturating_sub(self.buffered), bytes: self.prefetch_bytes.saturating_sub(self.buffered_bytes), ..Wants::default() };
+        let mut wants = Wants {
+            tasks: self.prefetch.saturating_sub(self.buffered),
+            bytes: self.prefetch_bytes.saturating_sub(self.buffered_bytes),
+            ..Wants::default()
+        };
         if self.stopping || self.alone || wants.tasks == 0 || wants.bytes == 0 {
             return wants;
         }
@@ -251,7 +258,12 @@ impl Sched {
         self.free_slots().saturating_sub(queued_slow)
     }
 
-    #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "a rate, clamped to the prefetch")]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        clippy::cast_possible_truncation,
+        reason = "a rate, clamped to the prefetch"
+    )]
     fn target(&self, state: &KindState, round_trip: Duration) -> usize {
         let slots = state.kind.workers.min(self.concurrency);
         let Some(mean) = state.mean_us else { return slots };
@@ -263,7 +275,8 @@ impl Sched {
     /// Careful tasks (`track` 2) start as they are claimed: keeps slots free for up to `want` of type `kind` until `release`.
     pub fn reserve(&mut self, kind: usize, want: usize) -> usize {
         let state = &self.kinds[kind];
-        let tasks = want.min(state.kind.workers.saturating_sub(state.running + state.queue.len())).min(self.free_slots());
+        let tasks =
+            want.min(state.kind.workers.saturating_sub(state.running + state.queue.len())).min(self.free_slots());
         if self.stopping || self.alone {
             return 0;
         }
@@ -492,7 +505,9 @@ impl Sched {
             if !self.kinds[at].kind.is_async {
                 continue;
             }
-            while self.running + self.reserved < self.concurrency && self.kinds[at].running < self.kinds[at].kind.workers {
+            while self.running + self.reserved < self.concurrency
+                && self.kinds[at].running < self.kinds[at].kind.workers
+            {
                 let Some(first) = self.kinds[at].queue.front() else { break };
                 if !self.may_start(first) {
                     break;
@@ -584,7 +599,9 @@ impl Sched {
         let late: Vec<u64> = self
             .runs
             .iter()
-            .filter(|(_, r)| limit_of(&self.kinds, r.task.chunk.kind).is_some_and(|t| now.saturating_duration_since(r.started) >= t))
+            .filter(|(_, r)| {
+                limit_of(&self.kinds, r.task.chunk.kind).is_some_and(|t| now.saturating_duration_since(r.started) >= t)
+            })
             .map(|(run, _)| *run)
             .collect();
         for run in late {

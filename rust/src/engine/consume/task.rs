@@ -31,13 +31,27 @@ pub struct Chunk {
 impl Chunk {
     /// A chunk without content, to be filled.
     #[allow(clippy::too_many_arguments, reason = "the columns of one row, named at the only caller")]
-    pub fn new(epoch: u32, no: i64, kind: usize, queue: Arc<str>, track: i16, attempts: i16, max_attempts: i16) -> Self {
+    pub fn new(
+        epoch: u32,
+        no: i64,
+        kind: usize,
+        queue: Arc<str>,
+        track: i16,
+        attempts: i16,
+        max_attempts: i16,
+    ) -> Self {
         let (ids, created_ats, formats, ends, payloads) = Default::default();
         Self { epoch, no, kind, queue, track, attempts, max_attempts, ids, created_ats, formats, ends, payloads }
     }
 
     /// Takes the content from the claim's arrays: one copy a chunk, none a task.
-    pub fn fill(&mut self, ids: Elements<'_>, created_ats: Elements<'_>, formats: Elements<'_>, payloads: Elements<'_>) {
+    pub fn fill(
+        &mut self,
+        ids: Elements<'_>,
+        created_ats: Elements<'_>,
+        formats: Elements<'_>,
+        payloads: Elements<'_>,
+    ) {
         self.ids.extend(ids.map(i64_of));
         self.created_ats.extend(created_ats.map(i64_of));
         self.formats.extend(formats.map(|f| f.first().copied().unwrap_or(b'b')));

@@ -60,7 +60,8 @@ impl<'a> Upkeep<'a> {
         let settings = &self.shared.settings;
         let me = self.books.borrow().me();
         let sent = Instant::now();
-        let (lease, renew, dead_after) = (seconds(settings.lease), seconds(settings.lease) * 2.0 / 3.0, seconds(settings.dead_after));
+        let (lease, renew, dead_after) =
+            (seconds(settings.lease), seconds(settings.lease) * 2.0 / 3.0, seconds(settings.dead_after));
         let row = link.query_opt("tick", &[&me, &lease, &renew, &dead_after]).await?;
         Counters::add(&self.shared.counters.statements, 1);
         let Some(row) = row else { return Ok(TICK) };
@@ -111,7 +112,11 @@ impl<'a> Upkeep<'a> {
                 return Err(e);
             }
             // A right that is missing, say: rescue and promotion go on all the same.
-            self.shared.log(Level::Warning, "leader", format!("old tasks can't be forgotten, tried again in the next round: {e}"));
+            self.shared.log(
+                Level::Warning,
+                "leader",
+                format!("old tasks can't be forgotten, tried again in the next round: {e}"),
+            );
             self.retention.postpone();
         }
         Ok(next)
@@ -147,7 +152,11 @@ impl<'a> Upkeep<'a> {
         Counters::add(&self.shared.counters.statements, 1);
         for row in rows {
             let (host, pid, silent): (&str, i32, f64) = (row.get(1), row.get(2), row.get(3));
-            self.shared.log(Level::Warning, "leader", format!("process {pid} on {host} is dead: silent for {silent:.1} s"));
+            self.shared.log(
+                Level::Warning,
+                "leader",
+                format!("process {pid} on {host} is dead: silent for {silent:.1} s"),
+            );
         }
         Ok(())
     }
@@ -162,8 +171,11 @@ impl<'a> Upkeep<'a> {
                 (Some(pid), Some(host)) => format!("process {pid} on {host}"),
                 _ => "an unknown consumer".to_owned(),
             };
-            let (claims, tasks, charged, failed): (i64, i64, i64, i64) = (row.get(3), row.get(4), row.get(5), row.get(6));
-            let message = format!("rescued {tasks} tasks in {claims} claims of {who}: {charged} were running and are charged, {failed} of them have failed for good");
+            let (claims, tasks, charged, failed): (i64, i64, i64, i64) =
+                (row.get(3), row.get(4), row.get(5), row.get(6));
+            let message = format!(
+                "rescued {tasks} tasks in {claims} claims of {who}: {charged} were running and are charged, {failed} of them have failed for good"
+            );
             self.shared.log(Level::Warning, "leader", message);
         }
         if !rows.is_empty() {
