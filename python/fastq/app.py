@@ -181,19 +181,26 @@ class App:
             installed, a private PostgreSQL starts by itself, with its data in FASTQ_DATA_DIR, else ``./.fastq``.
         schema: the schema that holds fastq's tables; None: FASTQ_SCHEMA, else ``"fastq"``.
         embedded: a folder: use a private PostgreSQL with its data there.
+        retry_policy: how long its tasks wait after an attempt that failed; None: `ExponentialBackoff()`.
 
     Raises:
         SettingsError: ``dsn`` and ``embedded`` are both given.
     """
 
     def __init__(
-        self, dsn: str | None = None, *, schema: str | None = None, embedded: str | Path | None = None
+        self,
+        dsn: str | None = None,
+        *,
+        schema: str | None = None,
+        embedded: str | Path | None = None,
+        retry_policy: RetryPolicy | None = None,
     ) -> None:
         if dsn is not None and embedded is not None:
             raise SettingsError("dsn and embedded are both given, but only one database can be used")
         self._given_dsn = dsn
         self._embedded = embedded
         self._schema = schema
+        self._retry_policy = retry_policy
         self._definitions: dict[str, _Definition] = {}
         self._lock = threading.Lock()
         self._dsn: str | None = None
@@ -299,12 +306,13 @@ class App:
         """A consumer with the app's functions as its handlers.
 
         Args:
-            **settings: as `Consumer` takes them.
+            **settings: as `Consumer` takes them; without ``retry_policy`` it is the app's.
 
         Raises:
             SettingsError: a setting is unknown or out of range.
             FastqError: as ``dsn``.
         """
+        settings.setdefault("retry_policy", self._retry_policy)
         consumer = Consumer(self.dsn, schema=self._schema, **settings)
         for name, definition in self._definitions.items():
             consumer.add_handler(
