@@ -1,0 +1,58 @@
+"""The error tree: what catches what, and what each carries."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from fastq import errors
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_all_are_fastq_errors(name: str) -> None:
+    assert issubclass(getattr(errors, name), errors.FastqError)
+
+
+@pytest.mark.parametrize(
+    ("child", "parent"),
+    [
+        (errors.SettingsError, ValueError),
+        (errors.ConnectionLost, errors.DatabaseError),
+        (errors.SchemaError, errors.DatabaseError),
+        (errors.PayloadError, errors.EnqueueError),
+        (errors.TaskNotFound, errors.TaskError),
+    ],
+)
+def test_branches(child: type[Exception], parent: type[Exception]) -> None:
+    assert issubclass(child, parent)
+
+
+def test_a_database_error_carries_the_servers_code() -> None:
+    error = errors.DatabaseError("deadlock", sqlstate="40P01", is_transient=True)
+    assert (error.sqlstate, error.is_transient) == ("40P01", True)
+    assert errors.DatabaseError("no server").sqlstate is None
+    assert not errors.DatabaseError("no server").is_transient
+
+
+def test_a_lost_connection_is_transient_and_may_be_in_doubt() -> None:
+    error = errors.ConnectionLost("cut", in_doubt=True)
+    assert error.is_transient
+    assert error.in_doubt
+    assert not errors.ConnectionLost("cut").in_doubt
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ConnectionLost("cut", in_doubt=True, sqlstate="57P01"),
+        errors.DatabaseError("no", sqlstate="42501"),
+        errors.PayloadError("too big", index=7, committed=3),
+        errors.SettingsError("bad"),
+    ],
+)
+def test_errors_cross_processes_whole(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert type(copy) is type(error)
+    assert copy.args == error.args
+    assert vars(copy) == vars(error)
