@@ -17,7 +17,7 @@ use crate::engine::consume::outcomes::Ended;
 use crate::engine::consume::sched::Wants;
 use crate::engine::consume::task::{Chunk, Failure, Holder, Outcome};
 use crate::engine::consume::{Phase, Shared};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
 use crate::engine::wire::Elements;
 
@@ -225,23 +225,18 @@ impl<'a> Claimer<'a> {
     /// Takes in what the control loop has heard.
     fn hear(&mut self) {
         let mut books = self.books.borrow_mut();
-        let known = self.lanes.iter().map(|l| l.id).max().unwrap_or(0);
-        let mut newest = self.lanes.first().map_or(0, |_| known);
-        for id in books.notified.drain(..) {
+        for id in std::mem::take(&mut books.notified) {
             match self.lanes.iter_mut().find(|l| l.id == id) {
                 Some(lane) => lane.maybe = true,
-                None => newest = newest.max(id),
+                // New, or of a type that isn't ours: asked for once.
+                None if id > books.last_lane => {
+                    books.last_lane = id;
+                    self.stale = true;
+                }
+                None => {}
             }
         }
-        // Lanes of other types look like unknown ones: each new one is asked for once.
-        if newest > books.last_lane {
-            books.last_lane = newest;
-            self.stale = true;
-        }
-        if books.lanes_changed {
-            books.lanes_changed = false;
-            self.stale = true;
-        }
+        self.stale |= std::mem::take(&mut books.lanes_changed);
     }
 
     async fn list_lanes(&mut self) -> Result<()> {
@@ -434,15 +429,10 @@ impl<'a> Claimer<'a> {
         let (attempts, max_attempts, lo, hi, shrunk): (i16, i16, i64, i64, bool) =
             (row.get(5), row.get(6), row.get(7), row.get(8), row.get(9));
         let lane = self.lanes.iter_mut().find(|l| l.id == lane_id);
-        let (kind, queue) = match lane {
-            Some(lane) => {
-                let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 4];
-                *hint = (*hint).max(if shrunk { rid } else { rid + 1 });
-                (lane.kind, Arc::clone(&lane.queue))
-            }
-            None => (0, Arc::from("")),
-        };
-        let mut chunk = Chunk::new(epoch, no, kind, queue, track, attempts, max_attempts);
+        let lane = lane.ok_or_else(|| Error::lost(format!("the claim brought lane {lane_id}, which was not asked for")))?;
+        let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 4];
+        *hint = (*hint).max(if shrunk { rid } else { rid + 1 });
+        let mut chunk = Chunk::new(epoch, no, lane.kind, Arc::clone(&lane.queue), track, attempts, max_attempts);
         let columns: [Option<Elements<'_>>; 4] = [row.get(10), row.get(11), row.get(12), row.get(13)];
         if let [Some(ids), Some(created), Some(formats), Some(payloads)] = columns {
             chunk.fill(ids, created, formats, payloads);

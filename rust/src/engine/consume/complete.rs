@@ -168,7 +168,7 @@ impl<'a> Completer<'a> {
 
     fn is_finished(&self) -> bool {
         let stopped = match self.shared.phase() {
-            Phase::Stopping => self.shared.running() == 0 && self.shared.expired.lock().is_empty(),
+            Phase::Stopping => self.shared.running() == 0 && self.shared.expiring.load(Ordering::Acquire) == 0,
             Phase::Abandoned | Phase::Ended => true,
             Phase::New | Phase::Running => false,
         };

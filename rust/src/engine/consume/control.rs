@@ -181,6 +181,8 @@ impl<'a> Control<'a> {
         let (alive, held): (bool, Vec<i64>) = (row.get(0), row.get(1));
         if alive {
             self.shared.beaten(sent);
+            // What could not start while contact was lost may start now.
+            self.shared.spread();
             self.shared.work.notify_all();
             Counters::add(&self.shared.counters.beats, 1);
             let orphans = self.books.borrow().orphans(&held, claiming_after);

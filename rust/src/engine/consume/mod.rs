@@ -23,7 +23,7 @@ pub mod upkeep;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -100,6 +100,8 @@ pub struct Shared {
     ended: Mutex<bool>,
     ended_news: Condvar,
     expired: Mutex<Vec<Expired>>,
+    /// Attempts that ran out of time and whose failure is not yet among the outcomes.
+    expiring: AtomicUsize,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -133,6 +135,7 @@ impl Shared {
             ended: Mutex::new(false),
             ended_news: Condvar::new(),
             expired: Mutex::default(),
+            expiring: AtomicUsize::new(0),
             waker: Mutex::new(None),
         }
     }
@@ -299,13 +302,14 @@ impl Shared {
         let now = Instant::now();
         let mut sched = self.sched.lock();
         let Some(time) = sched.finish_run(run, now) else { return false };
+        // Within the lock: who sees that nothing runs any more must see the last outcome, too.
+        self.outcomes.push(Ended { holder: task.holder(), took_us: micros(time), outcome });
         self.feed_claimer(&sched);
         let wake = sched.disarm();
         if wake || sched.wants_thread() {
             self.rouse(&mut sched);
         }
         drop(sched);
-        self.outcomes.push(Ended { holder: task.holder(), took_us: micros(time), outcome });
         if wake {
             self.wake_loop();
         }
@@ -325,6 +329,8 @@ impl Shared {
             took_us,
             outcome: Outcome::Failed(Box::new(failure)),
         });
+        self.expiring.fetch_sub(1, Ordering::AcqRel);
+        self.outcomes.wake();
     }
 
     /// Handlers that run now.
@@ -441,7 +447,10 @@ async fn watch_time(shared: &Shared) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let expired = shared.sched.lock().expire(Instant::now());
+        let mut sched = shared.sched.lock();
+        let expired = sched.expire(Instant::now());
+        shared.expiring.fetch_add(expired.len(), Ordering::AcqRel);
+        drop(sched);
         if expired.is_empty() {
             continue;
         }

@@ -682,3 +682,7 @@ fn batch_size(mean_us: Option<f64>) -> usize {
         _ => 1,
     }
 }
+
+#[cfg(test)]
+#[path = "sched_tests.rs"]
+mod tests;

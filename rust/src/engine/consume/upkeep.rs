@@ -178,9 +178,6 @@ impl<'a> Upkeep<'a> {
             );
             self.shared.log(Level::Warning, "leader", message);
         }
-        if !rows.is_empty() {
-            self.notify(link, &[]).await?;
-        }
         Ok(!rows.is_empty())
     }
 

@@ -1,0 +1,211 @@
+use super::*;
+
+const TRIP: Duration = Duration::from_millis(1);
+
+fn kind(name: &str, is_async: bool, workers: usize, timeout: Option<Duration>) -> Kind {
+    Kind { name: name.into(), is_async, workers, timeout }
+}
+
+fn sched(kinds: Vec<Kind>, concurrency: usize) -> Sched {
+    Sched::new(kinds, concurrency, 1_000, 1 << 20)
+}
+
+fn chunk(kind: usize, track: i16, ids: std::ops::Range<i64>) -> Arc<Chunk> {
+    let mut chunk = Chunk::new(0, 1, kind, Arc::from("default"), track, 0, 3);
+    for id in ids {
+        chunk.push(id, 0, b'j', b"{}");
+    }
+    Arc::new(chunk)
+}
+
+fn drain(slot: &Slot) -> Vec<i64> {
+    let mut ids = Vec::new();
+    while let Some(task) = slot.begin(Instant::now()) {
+        ids.push(task.id());
+        assert!(slot.finish());
+    }
+    ids
+}
+
+/// Teaches `sched` that a task of `kind` takes `us`.
+fn teach(sched: &mut Sched, kind: usize, us: u64) {
+    for _ in 0..50 {
+        sched.learn(kind, 1, Duration::from_micros(us));
+    }
+}
+
+#[test]
+fn a_type_of_unknown_speed_is_claimed_for_the_free_slots_alone() {
+    let sched = sched(vec![kind("a", false, 8, None)], 8);
+    let wants = sched.wants(TRIP);
+    assert_eq!(wants.types, [Want { kind: 0, tasks: 8, slow: true }]);
+}
+
+#[test]
+fn a_fast_type_is_prefetched_and_a_slow_one_at_its_cap_is_not_claimed() {
+    let mut sched = sched(vec![kind("fast", false, 8, None), kind("slow", false, 2, None)], 8);
+    teach(&mut sched, 0, 10);
+    teach(&mut sched, 1, 500_000);
+    assert!(sched.push(&chunk(1, 0, 0..2)));
+    let wants = sched.wants(TRIP);
+    assert_eq!(wants.types.len(), 1, "the slow type has what it can run: {wants:?}");
+    assert_eq!((wants.types[0].kind, wants.types[0].slow), (0, false));
+    assert!(wants.types[0].tasks > 500, "rate times two round trips and 5 ms: {wants:?}");
+}
+
+#[test]
+fn tasks_that_end_out_of_order_are_claimed_few_at_a_time() {
+    let mut sched = sched(vec![kind("a", false, 32, None)], 32);
+    teach(&mut sched, 0, 2_000);
+    assert_eq!(sched.wants(TRIP).types[0].tasks, SCATTERED_IDS);
+}
+
+#[test]
+fn payload_and_prefetch_bound_what_is_wanted() {
+    let mut sched = Sched::new(vec![kind("a", false, 4, None)], 4, 10, 1 << 20);
+    teach(&mut sched, 0, 1);
+    assert!(sched.push(&chunk(0, 0, 0..10)));
+    assert!(sched.wants(TRIP).types.is_empty());
+}
+
+#[test]
+fn a_batch_follows_the_handlers_speed_and_leaves_other_threads_their_share() {
+    let mut sched = sched(vec![kind("a", false, 8, None)], 8);
+    let (one, two) = (sched.join_thread(), sched.join_thread());
+    assert!(sched.push(&chunk(0, 0, 0..100)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(drain(&one), [0], "unknown speed: one at a time");
+    teach(&mut sched, 0, 10);
+    assert_eq!(sched.take(&one, Some((0, 1, Duration::from_micros(10))), true), Take::Batch(0));
+    assert_eq!(drain(&one).len(), 32);
+    assert_eq!(sched.take(&one, Some((0, 32, Duration::from_micros(320))), true), Take::Batch(0));
+    assert_eq!(drain(&one).len(), 32);
+    // 35 are left for two threads.
+    assert_eq!(sched.take(&two, None, true), Take::Batch(0));
+    assert_eq!(drain(&two).len(), 18);
+}
+
+#[test]
+fn an_idle_thread_steals_what_another_has_not_started() {
+    let mut sched = sched(vec![kind("a", false, 8, None)], 8);
+    teach(&mut sched, 0, 10);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..10)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    let first = one.begin(Instant::now()).unwrap();
+    let two = sched.join_thread();
+    assert_eq!(sched.take(&two, None, true), Take::Batch(0));
+    let stolen = drain(&two);
+    assert!(one.finish());
+    let mut all = drain(&one);
+    all.push(first.id());
+    all.extend(&stolen);
+    all.sort_unstable();
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+    assert!(!stolen.is_empty());
+}
+
+#[test]
+fn workers_and_concurrency_are_never_exceeded() {
+    let mut sched = sched(vec![kind("a", false, 1, None), kind("b", true, 2, None)], 2);
+    let (one, two) = (sched.join_thread(), sched.join_thread());
+    assert!(sched.push(&chunk(0, 0, 0..5)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(sched.take(&two, None, true), Take::Empty, "its one worker is busy");
+    assert!(sched.push(&chunk(1, 0, 10..15)));
+    let started = sched.receive(10, Instant::now(), true);
+    assert_eq!(started.len(), 1, "two run in all");
+    assert_eq!(sched.running(), 2);
+}
+
+#[test]
+fn nothing_starts_that_may_be_anothers_by_now() {
+    let mut sched = sched(vec![kind("a", false, 4, None), kind("b", true, 4, None)], 4);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..5)));
+    assert!(sched.push(&chunk(1, 0, 10..12)));
+    assert_eq!(sched.take(&one, None, false), Take::Empty);
+    assert!(sched.receive(10, Instant::now(), false).is_empty());
+    assert!(sched.disarm(), "the loop is woken again once contact is back");
+    assert_eq!(sched.receive(10, Instant::now(), true).len(), 2);
+}
+
+#[test]
+fn careful_tasks_find_their_slots_reserved() {
+    let mut sched = sched(vec![kind("a", false, 4, None)], 4);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..1)));
+    assert_eq!(sched.reserve(0, 100), 3, "one waits already");
+    sched.release(3);
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(sched.reserve(0, 100), 3);
+    let two = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 5..6)));
+    sched.release(3);
+    assert_eq!(sched.take(&two, None, true), Take::Batch(0));
+}
+
+#[test]
+fn a_task_that_runs_alone_waits_for_quiet_and_keeps_it() {
+    let mut sched = sched(vec![kind("a", false, 4, None)], 4);
+    let (one, two) = (sched.join_thread(), sched.join_thread());
+    assert!(sched.push(&chunk(0, 0, 0..1)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert!(!sched.hold_for_alone(), "something runs");
+    assert_eq!(drain(&one), [0]);
+    assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Empty);
+    assert!(sched.hold_for_alone());
+    assert!(sched.push(&chunk(0, 3, 7..8)));
+    assert!(sched.push(&chunk(0, 0, 8..9)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(sched.take(&two, None, true), Take::Empty);
+    assert!(sched.is_busy_alone());
+    assert_eq!(drain(&one), [7]);
+    assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Empty);
+    assert!(!sched.is_busy_alone());
+    sched.release_alone();
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(drain(&one), [8]);
+}
+
+#[test]
+fn an_attempt_that_ran_out_of_time_frees_its_place_and_its_result_does_not_count() {
+    let limit = Some(Duration::from_millis(10));
+    let mut sched = sched(vec![kind("a", false, 1, limit), kind("b", true, 1, limit)], 2);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..2)));
+    assert!(sched.push(&chunk(1, 0, 10..11)));
+    let begun = Instant::now();
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert!(one.begin(begun).is_some());
+    let runs = sched.receive(10, begun, true);
+    let Message::Start(run, _) = runs[0] else { panic!("{runs:?}") };
+    assert!(sched.expire(begun).is_empty());
+    let expired: Vec<i64> = sched.expire(begun + Duration::from_millis(11)).iter().map(|e| e.task.id()).collect();
+    assert_eq!(expired, [0, 10]);
+    assert_eq!(sched.running(), 0);
+    assert!(!one.finish(), "the late result of the thread");
+    assert!(sched.finish_run(run, begun).is_none(), "the late result of the coroutine");
+    assert!(matches!(sched.receive(10, begun, true)[..], [Message::Cancel(r, _)] if r == run));
+    assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Leave);
+    let two = sched.join_thread();
+    assert_eq!(sched.take(&two, None, true), Take::Batch(0), "the next one finds the place free");
+}
+
+#[test]
+fn at_a_stop_all_that_has_not_started_is_handed_out_once() {
+    let mut sched = sched(vec![kind("a", false, 8, None), kind("b", true, 1, None)], 8);
+    teach(&mut sched, 0, 10);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..50)));
+    assert!(sched.push(&chunk(1, 0, 100..105)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    let first = one.begin(Instant::now()).unwrap().id();
+    sched.stop();
+    let mut ids: Vec<i64> = sched.take_unstarted().iter().map(Task::id).collect();
+    ids.push(first);
+    ids.sort_unstable();
+    assert_eq!(ids, (0..50).chain(100..105).collect::<Vec<_>>());
+    assert!(!sched.push(&chunk(0, 0, 200..201)), "and what a claim under way brings is given back");
+    assert_eq!(sched.running(), 1);
+}
