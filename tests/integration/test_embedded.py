@@ -23,7 +23,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fastq import embedded
-from fastq.embedded._keeper import is_alive
+from fastq.embedded._status import is_alive
 from tests.support.databases import home_of, is_stopped, new_data_dir, remove_data_dir
 from tests.support.embedded_users import User, keeper_pid, postmaster_pid
 from tests.support.waiting import wait_until
@@ -35,6 +35,15 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root has to do diff
 def data_dir() -> Iterator[Path]:
     path = new_data_dir()
     yield path
+    remove_data_dir(path)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[embedded.Server]:
+    """A server for tests that only look."""
+    path = new_data_dir()
+    with embedded.start(path) as server:
+        yield server
     remove_data_dir(path)
 
 
@@ -70,32 +79,36 @@ def backends_are_gone(home: Path) -> bool:
 # --- what is given -----------------------------------------------------------------------------------------------
 
 
-def test_the_role_is_no_superuser_and_owns_its_database(data_dir: Path) -> None:
-    with embedded.start(data_dir) as server:
-        do(server.dsn, "CREATE SCHEMA mine", "CREATE TABLE mine.a (b int)")
-        rights = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
-        assert ask(server.dsn, f"SELECT {rights} FROM pg_roles WHERE rolname = current_user") is False  # noqa: S608
-        owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
-        assert ask(server.dsn, owner) == ask(server.dsn, "SELECT current_user") == "fastq"
-        assert ask(server.admin_dsn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is True
+def test_the_role_is_no_superuser_and_owns_its_database(shared: embedded.Server) -> None:
+    do(shared.dsn, "CREATE SCHEMA mine", "CREATE TABLE mine.a (b int)")
+    rights = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
+    assert ask(shared.dsn, f"SELECT {rights} FROM pg_roles WHERE rolname = current_user") is False  # noqa: S608
+    owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
+    assert ask(shared.dsn, owner) == ask(shared.dsn, "SELECT current_user") == "fastq"
+    assert ask(shared.admin_dsn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is True
 
 
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes", "synchronous_commit"])
-def test_durability_is_left_on(data_dir: Path, setting: str) -> None:
-    with embedded.start(data_dir) as server:
-        assert ask(server.dsn, f"SHOW {setting}") == "on"
+def test_durability_is_left_on(shared: embedded.Server, setting: str) -> None:
+    assert ask(shared.dsn, f"SHOW {setting}") == "on"
 
 
-def test_the_connection_string_has_only_keywords_that_tokio_postgres_knows(data_dir: Path) -> None:
-    with embedded.start(data_dir) as server:
-        assert set(conninfo_to_dict(server.dsn)) <= {"host", "port", "user", "dbname", "password", "sslmode"}
+def test_the_connection_string_has_only_keywords_that_tokio_postgres_knows(shared: embedded.Server) -> None:
+    assert set(conninfo_to_dict(shared.dsn)) <= {"host", "port", "user", "dbname", "password", "sslmode"}
 
 
-@pytest.mark.parametrize("name", ["a b", "it's", "back\\slash", "ünï", "100%", 'quo"te', "com,ma"])
-def test_any_name_of_a_folder_will_do(data_dir: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "has_socket"),
+    [
+        pytest.param("it's\\ a ünï 100% $name", True, id="odd"),
+        pytest.param('quo"te', False, id="quote"),
+        pytest.param("com,ma", False, id="comma"),
+    ],
+)
+def test_any_name_of_a_folder_will_do(data_dir: Path, name: str, *, has_socket: bool) -> None:
     data_dir.mkdir(mode=0o711)
     with embedded.start(data_dir / name) as server:
-        assert ask(server.dsn, "SELECT 1") == 1
+        assert ask(server.dsn, "SELECT inet_server_addr() IS NULL") is has_socket
         assert server.data_dir == data_dir / name
     remove_data_dir(data_dir / name)
 
@@ -133,32 +146,30 @@ def test_the_users_environment_changes_nothing(data_dir: Path) -> None:
 # --- who gets in -------------------------------------------------------------------------------------------------
 
 
-def test_folders_and_files_are_closed_to_others(data_dir: Path) -> None:
-    with embedded.start(data_dir):
-        home = home_of(data_dir)
-        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
-        assert stat.S_ISSOCK((home / "run" / ".s.PGSQL.5432").stat().st_mode)
-        for folder, _, files in os.walk(data_dir):
-            assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700, folder
-            for file in files:
-                with contextlib.suppress(FileNotFoundError):  # the server's temporary ones come and go
-                    assert not Path(folder, file).stat().st_mode & 0o077, f"{folder}/{file}"
+def test_folders_and_files_are_closed_to_others(shared: embedded.Server) -> None:
+    home = home_of(shared.data_dir)
+    assert conninfo_to_dict(shared.dsn)["host"] == str(shared.data_dir / "pg" / "run")
+    assert stat.S_ISSOCK((home / "run" / ".s.PGSQL.5432").stat().st_mode)
+    for folder, _, files in os.walk(shared.data_dir):
+        assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700, folder
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # the server's temporary ones come and go
+                assert not Path(folder, file).stat().st_mode & 0o077, f"{folder}/{file}"
 
 
-def test_it_listens_on_no_address(data_dir: Path) -> None:
-    with embedded.start(data_dir) as server:
-        assert ask(server.dsn, "SHOW listen_addresses") == ""
+def test_it_listens_on_no_address(shared: embedded.Server) -> None:
+    assert ask(shared.dsn, "SHOW listen_addresses") == ""
 
 
-def test_the_server_lets_in_only_its_owner_and_who_started_it(data_dir: Path) -> None:
-    with embedded.start(data_dir) as server, psycopg.connect(server.admin_dsn) as admin:
+def test_the_server_lets_in_only_its_owner_and_who_started_it(shared: embedded.Server) -> None:
+    with psycopg.connect(shared.admin_dsn) as admin:
         rules = admin.execute(
             "SELECT type, auth_method, options FROM pg_hba_file_rules ORDER BY rule_number"
         ).fetchall()
-        assert rules == [("local", "peer", ["map=fastq"]), ("host", "scram-sha-256", None)]
         mapped = {name for (name,) in admin.execute("SELECT sys_name FROM pg_ident_file_mappings").fetchall()}
-        owner = pwd.getpwuid(home_of(data_dir).stat().st_uid).pw_name
-        assert mapped == {owner, pwd.getpwuid(os.geteuid()).pw_name}
+    assert rules == [("local", "peer", ["map=fastq"]), ("host", "scram-sha-256", None)]
+    owner = pwd.getpwuid(home_of(shared.data_dir).stat().st_uid).pw_name
+    assert mapped == {owner, pwd.getpwuid(os.geteuid()).pw_name}
 
 
 def connect_as(user: pwd.struct_passwd, dsn: str) -> str:
@@ -194,25 +205,11 @@ def test_another_user_is_refused_even_at_the_socket(data_dir: Path) -> None:
 
 
 @as_root
-def test_as_root_the_server_runs_as_a_plain_user(data_dir: Path) -> None:
-    with embedded.start(data_dir) as server:
-        assert Path(f"/proc/{postmaster_pid(server.admin_dsn)}").stat().st_uid in {
-            pwd.getpwnam(name).pw_uid for name in ("postgres", "nobody") if _has_user(name)
-        }
-
-
-def _has_user(name: str) -> bool:
-    try:
-        return pwd.getpwnam(name).pw_uid != 0
-    except KeyError:
-        return False
-
-
-@as_root
-def test_as_root_the_servers_own_user_gets_in(data_dir: Path) -> None:
-    with embedded.start(data_dir) as server:
-        owner = pwd.getpwuid(home_of(data_dir).stat().st_uid)
-        assert connect_as(owner, server.dsn) == "('fastq',)\n"
+def test_as_root_the_server_runs_as_a_plain_user_who_gets_in(shared: embedded.Server) -> None:
+    owner = pwd.getpwuid(Path(f"/proc/{postmaster_pid(shared.admin_dsn)}").stat().st_uid)
+    assert owner.pw_name in {"postgres", "nobody"}
+    assert owner.pw_uid == home_of(shared.data_dir).stat().st_uid
+    assert connect_as(owner, shared.dsn) == "('fastq',)\n"
 
 
 @as_root
@@ -318,36 +315,33 @@ def test_a_link_in_place_of_a_lock_is_not_followed(data_dir: Path) -> None:
 # --- without a Unix socket ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def long_dir(data_dir: Path) -> Path:
-    """A data directory whose path is too long for a Unix socket."""
-    return data_dir.with_name(data_dir.name + "x" * 100)
-
-
-@pytest.fixture
-def loopback(long_dir: Path) -> Iterator[embedded.Server]:
-    with embedded.start(long_dir) as server:
+@pytest.fixture(scope="module")
+def loopback() -> Iterator[embedded.Server]:
+    """A server whose path is too long for a Unix socket."""
+    path = new_data_dir()
+    path = path.with_name(path.name + "x" * 100)
+    with embedded.start(path) as server:
         yield server
-    remove_data_dir(long_dir)
+    remove_data_dir(path)
 
 
-def test_without_a_socket_it_is_loopback_and_a_password(loopback: embedded.Server, long_dir: Path) -> None:
+def test_without_a_socket_it_is_loopback_and_a_password(loopback: embedded.Server) -> None:
     assert ask(loopback.dsn, "SHOW listen_addresses") == conninfo_to_dict(loopback.dsn)["host"] == "127.0.0.1"
     assert ask(loopback.dsn, "SELECT inet_server_addr()::text") == "127.0.0.1/32"
     assert ask(loopback.admin_dsn, "SELECT current_user") == "postgres"
-    secret = home_of(long_dir) / "passwords.json"
+    secret = home_of(loopback.data_dir) / "passwords.json"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     for wrong in ("guess", ""):
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(make_conninfo(loopback.dsn, password=wrong), connect_timeout=5, passfile="/dev/null")
 
 
-def test_no_password_is_shown(loopback: embedded.Server, long_dir: Path) -> None:
-    passwords = json.loads((home_of(long_dir) / "passwords.json").read_text())
+def test_no_password_is_shown(loopback: embedded.Server) -> None:
+    passwords = json.loads((home_of(loopback.data_dir) / "passwords.json").read_text())
     assert passwords["fastq"] != passwords["postgres"]
     assert conninfo_to_dict(loopback.dsn)["password"] == passwords["fastq"]
-    shown = repr(loopback) + (home_of(long_dir) / "server.log").read_text()
-    for pid in (postmaster_pid(loopback.admin_dsn), keeper_pid(home_of(long_dir))):
+    shown = repr(loopback) + (home_of(loopback.data_dir) / "server.log").read_text()
+    for pid in (postmaster_pid(loopback.admin_dsn), keeper_pid(home_of(loopback.data_dir))):
         shown += Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/environ").read_text()
     for password in passwords.values():
         assert len(password) >= 32
@@ -359,14 +353,16 @@ def test_a_restarted_server_keeps_its_port_and_password(loopback: embedded.Serve
     wait_until(lambda: ask(loopback.dsn, "SELECT 1") == 1, timeout=30)
 
 
-def test_a_port_that_another_program_took_meanwhile_is_replaced(long_dir: Path) -> None:
-    with embedded.start(long_dir) as server:
+def test_a_port_that_another_program_took_meanwhile_is_replaced(data_dir: Path) -> None:
+    data_dir.mkdir(mode=0o711)
+    path = data_dir / "a,b"
+    with embedded.start(path) as server:
         port = int(conninfo_to_dict(server.dsn)["port"] or 0)
-    wait_until(lambda: is_stopped(long_dir))
-    with socket.create_server(("127.0.0.1", port)), embedded.start(long_dir) as server:
+    wait_until(lambda: is_stopped(path))
+    with socket.create_server(("127.0.0.1", port)), embedded.start(path) as server:
         assert int(conninfo_to_dict(server.dsn)["port"] or 0) != port
         assert ask(server.dsn, "SELECT 1") == 1
-    remove_data_dir(long_dir)
+    remove_data_dir(path)
 
 
 # --- many users --------------------------------------------------------------------------------------------------

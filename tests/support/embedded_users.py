@@ -118,13 +118,13 @@ def postmaster_pid(admin_dsn: str) -> int:
 
 
 def keeper_pid(home: Path) -> int:
-    """The process id of the keeper of `home`: the parent of its server, or the one that names it in its command line."""
+    """The process id of the keeper of `home`, which names it in its command line."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if len(words) > 4 and words[3].endswith(b"_keeper.py") and json.loads(words[4])["home"] == str(home):
+            if len(words) > 6 and b"fastq.embedded._keeper" in words[4] and json.loads(words[6])["home"] == str(home):
                 return int(entry.name)
     raise AssertionError(f"no keeper of {home} runs")

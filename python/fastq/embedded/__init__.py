@@ -27,12 +27,24 @@ import time
 from pathlib import Path
 from typing import Self
 
-from fastq.embedded import _cluster, _home, _keeper, _programs
+from fastq.embedded import _cluster, _home, _programs
 from fastq.embedded._errors import EmbeddedError
+from fastq.embedded._files import Folder, clean_env, try_lock
+from fastq.embedded._keeper import Settings
+from fastq.embedded._status import Status
 
 __all__ = ["EmbeddedError", "Server", "start"]
 
 _KEEPERS_AT_MOST = 3
+_KEEPER = """\
+# fastq: keeps a private PostgreSQL
+import sys, types
+for name in ("fastq", "fastq.embedded"):  # without what these packages load for their users
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["fastq.embedded"].__path__ = [sys.argv[1]]
+from fastq.embedded._keeper import main
+sys.exit(main(sys.argv[2]))
+"""
 
 _open_servers: set[Server] = set()
 """Those not yet closed: a server whose object nobody holds any more may still be used by its connection string."""
@@ -53,7 +65,7 @@ class Server:
         data_dir: where its data lie, absolute.
     """
 
-    def __init__(self, data_dir: Path, home: _keeper.Folder, status: _keeper.Status, users_lock: int) -> None:
+    def __init__(self, data_dir: Path, home: Folder, status: Status, users_lock: int) -> None:
         self.data_dir = data_dir
         self.dsn = _cluster.dsn(home, status, _cluster.ROLE)
         self.admin_dsn = _cluster.dsn(home, status, _cluster.ADMIN)
@@ -72,9 +84,10 @@ class Server:
 
     def close(self) -> None:
         """Stops using the server; the last user's close stops it, soon after. A second call does nothing."""
-        if self not in _open_servers:
+        try:
+            _open_servers.remove(self)
+        except KeyError:
             return
-        _open_servers.discard(self)
         with contextlib.suppress(EmbeddedError, OSError):
             _replace_dead_keeper(self._home)
         _unlock(self._users_lock)
@@ -119,48 +132,48 @@ def _data_dir(given: str | Path | None) -> Path:
     return Path(path)
 
 
-def _have_running(home: _keeper.Folder, deadline: float) -> _keeper.Status:
+def _have_running(home: Folder, deadline: float) -> Status:
     """Sees to it that a keeper and its server run; gives the server's status, ready. Under ``state.lock``."""
     calls = 0
-    failures = _keeper.Status.read(home).failures
+    failures = Status.read(home).failures
     while True:
         has_keeper = _has_keeper(home)
-        status = _keeper.Status.read(home)
+        status = Status.read(home)
         if has_keeper and status.state == "ready" and status.answers():
             if calls == 0:
                 _cluster.let_in(home, deadline)
             return status
         if has_keeper and time.monotonic() >= deadline:
-            raise EmbeddedError(f"PostgreSQL was not ready within the time limit; {_cluster.log_tail(home)}")
+            raise EmbeddedError(f"PostgreSQL was not ready within the time limit; {_cluster.log_tail(home, status)}")
         if status.failures > failures or (calls and status.state == "failed"):
-            raise EmbeddedError(f"PostgreSQL did not start; {_cluster.log_tail(home)}")
+            raise EmbeddedError(f"PostgreSQL did not start; {_cluster.log_tail(home, status)}")
         if has_keeper:
             time.sleep(0.02)
         elif calls == _KEEPERS_AT_MOST:
-            raise EmbeddedError(f"PostgreSQL's keeper ended {calls} times; {_cluster.log_tail(home)}")
+            raise EmbeddedError(f"PostgreSQL's keeper ended {calls} times; {_cluster.log_tail(home, status)}")
         else:
             _call_keeper(home, deadline)
             calls += 1
             failures = 0
 
 
-def _has_keeper(home: _keeper.Folder) -> bool:
+def _has_keeper(home: Folder) -> bool:
     """Whether a keeper is at work. Only under ``state.lock``: the look itself takes the lock for a moment."""
     lock = home.open_file("keeper.lock")
     try:
-        return not _keeper.try_lock(lock, fcntl.LOCK_EX)
+        return not try_lock(lock, fcntl.LOCK_EX)
     finally:
         os.close(lock)
 
 
-def _call_keeper(home: _keeper.Folder, deadline: float) -> None:
+def _call_keeper(home: Folder, deadline: float) -> None:
     """Starts a keeper, which starts the server or takes over the one that runs; has made the cluster before."""
     programs = _programs.reachable(home.account)
     _cluster.ensure(home, programs, deadline)
     _cluster.configure(home)
     account = home.account
-    settings = _keeper.Settings(str(home.path), account.uid, account.gid, str(programs), _can_use_socket(home))
-    args = [sys.executable, "-I", "-S", _keeper.__file__, json.dumps(dataclasses.asdict(settings))]
+    settings = Settings(str(home.path), account.uid, account.gid, str(programs), _can_use_socket(home))
+    args = [sys.executable, "-I", "-S", "-c", _KEEPER, *__path__, json.dumps(dataclasses.asdict(settings))]
     try:
         done = subprocess.run(  # noqa: S603 our own program
             args,
@@ -170,7 +183,7 @@ def _call_keeper(home: _keeper.Folder, deadline: float) -> None:
             stderr=subprocess.PIPE,
             text=True,
             cwd="/",
-            env=_keeper.clean_env(),
+            env=clean_env(),
             start_new_session=True,
             timeout=max(deadline - time.monotonic(), 1.0),
         )
@@ -180,22 +193,18 @@ def _call_keeper(home: _keeper.Folder, deadline: float) -> None:
         raise EmbeddedError(f"PostgreSQL's keeper did not start:\n{done.stderr.strip()[-2000:]}")
 
 
-def _replace_dead_keeper(home: _keeper.Folder) -> None:
+def _replace_dead_keeper(home: Folder) -> None:
     """Calls a new keeper for a server whose keeper was killed, so that it does not run for ever."""
     state_lock = _open_lock(home, "state.lock")
     try:
         # Where somebody else has the lock, a process is coming, which does the same, or the keeper is stopping.
-        if (
-            _keeper.try_lock(state_lock, fcntl.LOCK_EX)
-            and not _has_keeper(home)
-            and _keeper.Status.read(home).answers()
-        ):
+        if try_lock(state_lock, fcntl.LOCK_EX) and not _has_keeper(home) and Status.read(home).answers():
             _call_keeper(home, time.monotonic() + 10)
     finally:
         _unlock(state_lock)
 
 
-def _can_use_socket(home: _keeper.Folder) -> bool:
+def _can_use_socket(home: Folder) -> bool:
     """Whether a Unix socket can lie in the home: the system has them, the file system too, and the path fits."""
     with home.folder("run") as run:
         # A comma parts two hosts in a connection string, a quote ends the name in PostgreSQL's setting.
@@ -212,7 +221,7 @@ def _can_use_socket(home: _keeper.Folder) -> bool:
         return True
 
 
-def _open_lock(home: _keeper.Folder, name: str) -> int:
+def _open_lock(home: Folder, name: str) -> int:
     fd = home.open_file(name)
     _lock_files.add(fd)
     return fd

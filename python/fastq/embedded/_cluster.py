@@ -15,7 +15,8 @@ from pathlib import Path
 
 from fastq.embedded import _home, _programs
 from fastq.embedded._errors import EmbeddedError
-from fastq.embedded._keeper import HOST, LOG_NAME, Folder, Status, clean_env
+from fastq.embedded._files import LOG_NAME, Folder, clean_env
+from fastq.embedded._status import HOST, Status
 
 ROLE = "fastq"
 """The role of users: no superuser, owner of the database of the same name."""
@@ -99,11 +100,11 @@ def dsn(home: Folder, status: Status, role: str) -> str:
     return " ".join(f"{name}={_quote(value)}" for name, value in parts.items())
 
 
-def log_tail(home: Folder) -> str:
-    """The end of the server's log, for an error's message."""
-    text = (home.read(LOG_NAME) or "").strip()
-    lines = text.splitlines()[-15:]
-    return f"the end of {home.path}/{LOG_NAME}:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+def log_tail(home: Folder, status: Status) -> str:
+    """What the server said last, for an error's message."""
+    text = status.message or home.read(LOG_NAME) or "(nothing)"
+    lines = "\n".join(f"  {line}" for line in text.strip().splitlines()[-15:])
+    return f"the end of {home.path}/{LOG_NAME}:\n{lines}"
 
 
 def _initialize(home: Folder, programs: Path, deadline: float) -> None:
@@ -200,5 +201,8 @@ def _quote(value: str) -> str:
 
 
 def _shared_buffers() -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory = 0  # this system does not tell
     return "512MB" if memory >= 8 << 30 else "128MB"

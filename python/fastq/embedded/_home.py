@@ -20,6 +20,7 @@ temporary folder, and ``pg`` is a link that remembers it. Such a home has to be 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import pwd
@@ -33,7 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastq.embedded._errors import EmbeddedError
-from fastq.embedded._keeper import Account, Folder, clean_env, try_lock
+from fastq.embedded._files import Account, Folder, clean_env, try_lock
 
 _LOCK_NAME = "fastq.lock"
 _SHARED_NAME = "fastq-embedded"
@@ -90,10 +91,9 @@ def can_run(account: Account, *args: str) -> bool:
             timeout=30,
             **account.process_args(),
         )
-    except PermissionError as error:
-        # Of the program, or of the change of user? The latter has no program's name in it.
-        if error.filename is None:
-            raise EmbeddedError(f"root may not run a program as user id {account.uid} here: {error}") from error
+    except OSError as error:
+        if error.filename != args[0]:  # not the program was refused, but the change of user before it
+            raise EmbeddedError(f"root may not run programs as user id {account.uid} here: {error.strerror}") from error
         return False
     return done.returncode == 0
 
@@ -160,6 +160,9 @@ def _give(path: Path, account: Account) -> None:
     """Gives the file or folder `path`, which is ours, to `account`."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        info = os.fstat(fd)
+        if info.st_uid != os.geteuid() or (stat.S_ISREG(info.st_mode) and info.st_nlink != 1):
+            raise PermissionError(errno.EPERM, "was exchanged for another", str(path))
         os.fchown(fd, account.uid, account.gid)
     finally:
         os.close(fd)

