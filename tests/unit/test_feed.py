@@ -120,7 +120,7 @@ async def test_silence_between_transactions_is_none() -> None:
 async def test_a_cancelled_pump_ends_the_thread() -> None:
     feed = Feed(_numbers(10**9, pause_each=1), None, 10)
     pump = asyncio.create_task(feed.pump())
-    reading = asyncio.create_task(asyncio.to_thread(lambda: sum(1 for _ in feed)))
+    reading = asyncio.get_running_loop().run_in_executor(None, lambda: sum(1 for _ in feed))
     await asyncio.sleep(0)
     pump.cancel()
     with pytest.raises(Cancelled):

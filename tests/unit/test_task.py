@@ -37,13 +37,13 @@ def test_a_timedelta_becomes_seconds() -> None:
     "delay", [-1, -0.001, math.nan, math.inf, -math.inf, timedelta(seconds=-1), 10**400, DURATION_LIMIT * 1.001]
 )
 def test_a_negative_or_not_finite_delay_is_refused(delay: Any) -> None:
-    with pytest.raises(SettingsError, match="delay is .*must be from 0 to"):
+    with pytest.raises(SettingsError, match=r"delay is .*must be from 0 to"):
         Task("t", delay=delay)
 
 
 @pytest.mark.parametrize("delay", ["5", True, object(), [1]])
 def test_a_delay_that_is_no_duration_is_refused(delay: Any) -> None:
-    with pytest.raises(TypeError, match="delay is .*seconds or a timedelta"):
+    with pytest.raises(TypeError, match=r"delay is .*seconds or a timedelta"):
         Task("t", delay=delay)
 
 
