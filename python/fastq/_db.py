@@ -16,7 +16,7 @@ from typing import Any, Final, LiteralString, Self
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.numeric import Int8BinaryDumper
+from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
 from fastq import _engine
 from fastq.errors import ConnectionLost, DatabaseError, SettingsError
@@ -182,6 +182,7 @@ def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
         raise DatabaseError(message, sqlstate=error.sqlstate, is_transient=not _NEVER.search(message)) from None
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     # By default a number's type is the smallest that holds it, so that `$1` means another type with another value.
+    connection.adapters.register_dumper(int, Int8Dumper)
     connection.adapters.register_dumper(int, Int8BinaryDumper)
     return connection
 
