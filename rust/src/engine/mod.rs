@@ -4,6 +4,7 @@ pub mod connect;
 pub mod consume;
 pub mod error;
 pub mod logs;
+pub mod produce;
 pub mod service;
 pub mod sql;
 pub mod wire;

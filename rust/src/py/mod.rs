@@ -2,8 +2,11 @@
 
 mod engine;
 mod error;
+mod json;
 mod mailbox;
+mod producer;
 mod task;
+mod task_in;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -38,6 +41,9 @@ fn render(py: Python<'_>, text: &str, schema: &str) -> PyResult<String> {
 mod _core {
     #[pymodule_export]
     use super::{migrations, queries, render};
+
+    #[pymodule_export]
+    use super::producer::{EnqueuedIds, ProducerCore, encode_json};
 
     #[pymodule_export]
     use super::engine::Engine;

@@ -175,7 +175,13 @@ impl Group {
 
     /// Finished rows for COPY, with lane, leaf and ids filled in, appended to `blocks`; rows whose id is `None` are left out. The
     /// group stays as it is, so that a transaction that was rolled back can be sent again.
-    pub fn finish(&self, home: Home, ids: impl Iterator<Item = Option<i64>>, chunker: &mut Chunker, blocks: &mut Blocks) {
+    pub fn finish(
+        &self,
+        home: Home,
+        ids: impl Iterator<Item = Option<i64>>,
+        chunker: &mut Chunker,
+        blocks: &mut Blocks,
+    ) {
         for (row, id) in self.rows().zip(ids) {
             let Some(id) = id else { continue };
             let out = blocks.room(row.0.len());
@@ -269,9 +275,8 @@ pub struct Batch {
 impl Batch {
     /// The group of such tasks.
     pub fn group(&mut self, lane: &Arc<LaneKey>, max_attempts: i16, is_delayed: bool) -> usize {
-        let alike = |g: &Group| {
-            Arc::ptr_eq(&g.lane, lane) && g.max_attempts == max_attempts && g.is_delayed == is_delayed
-        };
+        let alike =
+            |g: &Group| Arc::ptr_eq(&g.lane, lane) && g.max_attempts == max_attempts && g.is_delayed == is_delayed;
         // One type after the other is the rule; a load of one type never asks further.
         if let Some(last) = self.groups.last() {
             if alike(last) {
@@ -429,7 +434,9 @@ mod tests {
         let batch = batch(&[b"{}"]);
         let (rows, chunks) = finish(&batch, &[Some(513)]);
         let mut expected = vec![0, 6];
-        for field in [&513i64.to_be_bytes()[..], &7i32.to_be_bytes(), &2i16.to_be_bytes(), &3i16.to_be_bytes(), b"j", b"{}"] {
+        for field in
+            [&513i64.to_be_bytes()[..], &7i32.to_be_bytes(), &2i16.to_be_bytes(), &3i16.to_be_bytes(), b"j", b"{}"]
+        {
             expected.extend(i32::try_from(field.len()).unwrap().to_be_bytes());
             expected.extend(field);
         }

@@ -154,6 +154,20 @@ impl EnqueuedIds {
         self.len += 1;
     }
 
+    /// Forgets all tasks from index `len` on: their transaction was rolled back.
+    pub fn truncate(&mut self, len: u64) {
+        while let Some((start, part)) = self.parts.last_mut() {
+            if *start < len {
+                if let Part::List(list) = part {
+                    list.truncate(usize::try_from(len - *start).unwrap_or(usize::MAX));
+                }
+                break;
+            }
+            self.parts.pop();
+        }
+        self.len = self.len.min(len);
+    }
+
     /// How many tasks.
     pub fn len(&self) -> u64 {
         self.len
@@ -230,6 +244,24 @@ mod tests {
             assert_eq!(ids.get(index as u64), Some(*want), "{index}");
         }
         assert_eq!(ids.get(ids.len()), None);
+    }
+
+    #[test]
+    fn what_was_rolled_back_is_forgotten() {
+        let mut ids = EnqueuedIds::default();
+        ids.push_run((1, 20));
+        ids.push(30, false);
+        ids.push(31, true);
+        ids.truncate(21);
+        assert_eq!((ids.len(), ids.get(20), ids.get(21)), (21, Some((30, false)), None));
+        ids.truncate(10);
+        ids.push_run((50, 59));
+        assert_eq!(
+            (ids.len(), ids.get(9), ids.get(10), ids.get(19)),
+            (20, Some((10, true)), Some((50, true)), Some((59, true)))
+        );
+        ids.truncate(0);
+        assert!(ids.is_empty() && ids.get(0).is_none());
     }
 
     #[test]

@@ -117,10 +117,10 @@ pub fn check_text(what: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a payload over the limit.
-pub fn check_payload(bytes: usize, limit: usize) -> Result<()> {
-    if bytes > limit {
-        let message = format!("payload has {bytes} bytes, but must have at most {limit} (payload_limit)");
+/// The error for a payload over the limit, if it is.
+pub fn check_payload(is_over: bool, limit: usize) -> Result<()> {
+    if is_over {
+        let message = format!("payload has more than {limit} bytes once it is encoded (payload_limit)");
         return Err(Error::new(Kind::Payload, message));
     }
     Ok(())

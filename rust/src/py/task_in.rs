@@ -1,0 +1,219 @@
+//! A `fastq.Task` on its way in: its attributes are read, checked and encoded on the caller's thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyMemoryView, PyString, PyType};
+
+use crate::engine::error::{Error, Kind};
+use crate::engine::produce::copy::Batch;
+use crate::engine::produce::task::{Format, LaneKey, NewTask, When, check_payload, check_text, refused};
+use crate::py::json;
+
+/// Types and queues remembered in one call.
+const MOST_LANES: usize = 10_000;
+
+/// What a task may not be: an error with a class of `fastq.errors`, or one that Python raised (by a property, say).
+pub(crate) enum Refused {
+    Engine(Error),
+    Python(PyErr),
+}
+
+impl From<Error> for Refused {
+    fn from(e: Error) -> Self {
+        Self::Engine(e)
+    }
+}
+
+impl From<PyErr> for Refused {
+    fn from(e: PyErr) -> Self {
+        Self::Python(e)
+    }
+}
+
+type Result<T> = std::result::Result<T, Refused>;
+
+/// A task's attributes, still Python's.
+struct Fields<'py> {
+    kind: Bound<'py, PyString>,
+    queue: Bound<'py, PyString>,
+    payload: Bound<'py, PyAny>,
+    max_attempts: i16,
+    when: Option<When>,
+    token: Option<Bound<'py, PyString>>,
+}
+
+fn task_type(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    TYPE.import(py, "fastq.task", "Task")
+}
+
+impl<'py> Fields<'py> {
+    fn read(task: &Bound<'py, PyAny>) -> Result<Self> {
+        let py = task.py();
+        let class = task_type(py)?;
+        if task.get_type_ptr() != class.as_type_ptr() && !task.is_instance(class)? {
+            let message = format!("this is no fastq.Task but {}", task.get_type().name()?);
+            return Err(refused(message).into());
+        }
+        let text = |name: &str, value: Bound<'py, PyAny>| {
+            value
+                .cast_into::<PyString>()
+                .map_err(|e| refused(format!("{name} must be a str, not {}", name_of(&e.into_inner()))))
+        };
+        let kind = text("type", task.getattr(intern!(py, "type"))?)?;
+        let queue = text("queue", task.getattr(intern!(py, "queue"))?)?;
+        let payload = task.getattr(intern!(py, "payload"))?;
+        let max_attempts = task.getattr(intern!(py, "max_attempts"))?;
+        let max_attempts = max_attempts.extract::<i16>().ok().filter(|&n| n >= 1).ok_or_else(|| {
+            refused(format!("max_attempts is {max_attempts}, but must be a whole number, 1 to {}", i16::MAX))
+        })?;
+        let run_at = task.getattr(intern!(py, "run_at"))?;
+        let when = if run_at.is_none() {
+            let delay = task.getattr(intern!(py, "delay"))?;
+            if delay.is_none() { None } else { read_delay(&delay)? }
+        } else {
+            Some(read_time(&run_at)?)
+        };
+        let token = task.getattr(intern!(py, "idempotency_token"))?;
+        let token = if token.is_none() { None } else { Some(text("idempotency_token", token)?) };
+        Ok(Self { kind, queue, payload, max_attempts, when, token })
+    }
+
+    fn token(&self) -> Result<Option<&str>> {
+        let Some(token) = &self.token else { return Ok(None) };
+        let token = str_of("idempotency_token", token)?;
+        check_text("idempotency_token", token)?;
+        Ok(Some(token))
+    }
+}
+
+fn name_of(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "this".to_owned(), |name| name.to_string())
+}
+
+fn str_of<'a>(what: &str, text: &'a Bound<'_, PyString>) -> Result<&'a str> {
+    text.to_str().map_err(|_| refused(format!("{what} holds a lone surrogate, which UTF-8 can't")).into())
+}
+
+fn read_delay(delay: &Bound<'_, PyAny>) -> Result<Option<When>> {
+    let seconds = delay
+        .cast::<PyFloat>()
+        .map(PyFloatMethods::value)
+        .or_else(|_| delay.extract::<f64>())
+        .map_err(|_| refused(format!("delay must be a number of seconds, not {}", name_of(delay))))?;
+    Ok(When::after(seconds)?)
+}
+
+/// An aware datetime as microseconds since the Unix epoch.
+fn read_time(run_at: &Bound<'_, PyAny>) -> Result<When> {
+    static EPOCH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = run_at.py();
+    let epoch = EPOCH.get_or_try_init(py, || {
+        let datetime = py.import("datetime")?;
+        let utc = datetime.getattr("timezone")?.getattr("utc")?;
+        datetime.getattr("datetime")?.call_method1("fromtimestamp", (0, utc)).map(Bound::unbind)
+    })?;
+    let wrong = |why: &str| refused(format!("run_at {why}, but must be an aware datetime"));
+    match run_at.call_method0(intern!(py, "utcoffset")) {
+        Err(_) => return Err(wrong(&format!("is {}", name_of(run_at))).into()),
+        Ok(offset) if offset.is_none() => return Err(wrong("is naive").into()),
+        Ok(_) => {}
+    }
+    let since = run_at.sub(epoch).map_err(|_| wrong(&format!("is {}", name_of(run_at))))?;
+    let part = |name: &str| since.getattr(name)?.extract::<i64>();
+    // A datetime ends with the year 9999: far from what 64 bits of microseconds hold.
+    Ok(When::At((part("days")? * 86_400 + part("seconds")?) * 1_000_000 + part("microseconds")?))
+}
+
+fn format_of(payload: &Bound<'_, PyAny>) -> Format {
+    let is_json = payload.is_exact_instance_of::<PyDict>()
+        || !(payload.is_instance_of::<PyBytes>()
+            || payload.is_instance_of::<PyByteArray>()
+            || payload.is_instance_of::<PyMemoryView>());
+    if is_json { Format::Json } else { Format::Bytes }
+}
+
+fn encode(payload: &Bound<'_, PyAny>, format: Format, out: &mut Vec<u8>, limit: usize) -> Result<()> {
+    match format {
+        Format::Json => json::encode(payload, out, limit)?,
+        Format::Bytes => {
+            if let Ok(bytes) = payload.cast::<PyBytes>() {
+                check_payload(bytes.as_bytes().len() > limit, limit)?;
+                out.extend_from_slice(bytes.as_bytes());
+            } else if let Ok(array) = payload.cast::<PyByteArray>() {
+                check_payload(array.len() > limit, limit)?;
+                out.extend_from_slice(&array.to_vec());
+            } else {
+                let bytes = payload.call_method0("tobytes")?;
+                let bytes = bytes.cast::<PyBytes>().map_err(PyErr::from)?;
+                check_payload(bytes.as_bytes().len() > limit, limit)?;
+                out.extend_from_slice(bytes.as_bytes());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads tasks; remembers the types and queues it saw, so that a name is checked once.
+pub(crate) struct Reader<'py> {
+    limit: usize,
+    /// The names seen last: tasks of a load mostly share the very same `str` objects.
+    last: Option<(Bound<'py, PyString>, Bound<'py, PyString>, Arc<LaneKey>)>,
+    lanes: HashMap<String, HashMap<String, Arc<LaneKey>>>,
+}
+
+impl<'py> Reader<'py> {
+    /// One whose payloads may have `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, last: None, lanes: HashMap::new() }
+    }
+
+    /// Appends a task to a batch. On an error the batch is as before.
+    pub(crate) fn add(&mut self, task: &Bound<'py, PyAny>, batch: &mut Batch) -> Result<()> {
+        let fields = Fields::read(task)?;
+        let token = fields.token()?;
+        let limit = self.limit;
+        let lane = self.lane(&fields)?;
+        let at = batch.group(lane, fields.max_attempts, fields.when.is_some());
+        let format = format_of(&fields.payload);
+        batch.push(at, fields.when, token, format, |out| encode(&fields.payload, format, out, limit))
+    }
+
+    fn lane(&mut self, fields: &Fields<'py>) -> Result<&Arc<LaneKey>> {
+        let is_known = matches!(&self.last, Some((kind, queue, _)) if kind.is(&fields.kind) && queue.is(&fields.queue));
+        if !is_known {
+            let (kind, queue) = (str_of("type", &fields.kind)?, str_of("queue", &fields.queue)?);
+            let lane = match self.lanes.get(kind).and_then(|queues| queues.get(queue)) {
+                Some(lane) => Arc::clone(lane),
+                None => {
+                    let lane = LaneKey::new(queue, kind)?;
+                    if self.lanes.len() >= MOST_LANES {
+                        self.lanes.clear();
+                    }
+                    self.lanes.entry(kind.to_owned()).or_default().insert(queue.to_owned(), Arc::clone(&lane));
+                    lane
+                }
+            };
+            self.last = Some((fields.kind.clone(), fields.queue.clone(), lane));
+        }
+        match &self.last {
+            Some((_, _, lane)) => Ok(lane),
+            None => Err(Error::new(Kind::Enqueue, "no lane was found").into()),
+        }
+    }
+}
+
+/// Reads one task.
+pub(crate) fn read(task: &Bound<'_, PyAny>, limit: usize) -> Result<NewTask> {
+    let fields = Fields::read(task)?;
+    let lane = LaneKey::new(str_of("queue", &fields.queue)?, str_of("type", &fields.kind)?)?;
+    let token = fields.token()?.map(str::to_owned);
+    let format = format_of(&fields.payload);
+    let mut payload = Vec::with_capacity(128);
+    encode(&fields.payload, format, &mut payload, limit)?;
+    Ok(NewTask { lane, max_attempts: fields.max_attempts, format: format.code(), payload, when: fields.when, token })
+}
