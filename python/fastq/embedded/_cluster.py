@@ -108,6 +108,7 @@ def log_tail(home: Folder, status: Status) -> str:
 
 
 def _initialize(home: Folder, programs: Path, deadline: float) -> None:
+    _home.user_name(home.account.uid)  # initdb's own message for one without a name says less
     # Each attempt has its own folder: the initdb of a killed process may still be writing to the one before.
     for name in home.names():
         if name.startswith(_HALF_MADE):

@@ -171,11 +171,12 @@ def _give(path: Path, account: Account) -> None:
 def _make_data_dir(path: Path, account: Account) -> None:
     """Makes `path`, whole or not at all: others that race for it never see it without its lock and its owner."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    is_given = os.geteuid() == 0 and _reaches(account, path.parent)
     made = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))  # mode 0700
     try:
         lock = made / _LOCK_NAME
         lock.touch(mode=0o600)
-        if os.geteuid() == 0 and _reaches(account, path.parent):
+        if is_given:
             _give(lock, account)
             _give(made, account)
         made.rename(path)  # never over a folder with a file in it
