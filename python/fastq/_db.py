@@ -89,7 +89,7 @@ class Database:
         """Run one statement given as text: names as ``fastq.<object>``, parameters as ``$1``. Raises as ``query``."""
         with self._errors(), self._connection.cursor(binary=True) as cursor:
             cursor.execute(self._render(text), params)
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall() if cursor.description is not None else []
 
     def script(self, text: str) -> None:
         """Run several statements, separated by semicolons, without parameters. Raises as ``query``."""
@@ -148,7 +148,7 @@ class Database:
     def _compose(self, text: LiteralString, *name: str) -> list[Row]:
         with self._errors(), self._connection.cursor() as cursor:
             cursor.execute(sql.SQL(text).format(sql.Identifier(*name)))
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall() if cursor.description is not None else []
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

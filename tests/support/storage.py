@@ -53,7 +53,7 @@ class Session:
         cursor = self.connection.execute(
             _engine.render(text, self.schema), params or None, prepare=prepare and bool(params)
         )
-        return cursor.fetchall() if cursor.description else []
+        return cursor.fetchall() if cursor.description is not None else []
 
     def value(self, text: str, *params: object) -> Any:
         """The only value of a statement."""
