@@ -118,6 +118,10 @@ class Database:
         """Create the schema. Raises as ``query``."""
         self._compose("CREATE SCHEMA {}", self.schema)
 
+    def drop_schema(self) -> None:
+        """Drop the schema with all that is in it. Raises as ``query``."""
+        self._compose("DROP SCHEMA {} CASCADE", self.schema)
+
     def drop_table(self, name: str) -> None:
         """Drop one table of the schema. Raises as ``query``."""
         self._compose("DROP TABLE {}", self.schema, name)
