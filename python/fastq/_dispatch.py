@@ -112,11 +112,6 @@ class Dispatcher:
 
     def _pump(self) -> None:
         messages = self._engine.receive(_BATCH)
-        # Again until there is nothing: only then does the engine write the next byte. By way of the loop, so that
-        # its other callbacks get their turn.
-        self._pumping = bool(messages)
-        if messages:
-            self._loop.call_soon(self._pump)
         for kind, info in messages:
             if kind == _CANCEL:
                 # Timed out or cancelled: its attempt has ended already, and what comes of it now is dropped.
@@ -125,6 +120,11 @@ class Dispatcher:
                     self._cancel(run)
             else:
                 self._start(info)
+        # Again until there is nothing: only then does the engine write the next byte. By way of the loop, and behind the
+        # first steps of what was just started: what ended in them has made room, and needs no byte.
+        self._pumping = bool(messages)
+        if messages:
+            self._loop.call_soon(self._pump)
 
     def _start(self, info: TaskInfo) -> None:
         run = _Run(info)
