@@ -245,20 +245,21 @@ CREATE TABLE fastq.leader (
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 
--- One row a task with its state, for people and psql. A state is where the id is found.
+-- One row a task with its state, for people and psql. A state is where the id is found. OFFSET 0: joined on the leaf, each of
+-- its tasks met each of its flushes.
 CREATE VIEW fastq.tasks AS
 WITH found AS (
     SELECT t.id, t.lane, 'pending'::text AS state, NULL::text AS kind, r.attempts, t.max_attempts, t.created_at, NULL::timestamptz AS run_at, NULL::timestamptz AS ended_at, t.format, t.payload
-      FROM fastq.ready r JOIN fastq.task t ON t.leaf = r.leaf AND t.id BETWEEN r.lo AND r.hi
+      FROM fastq.ready r, LATERAL (SELECT * FROM fastq.task WHERE task.leaf = r.leaf AND task.id >= r.lo AND task.id <= r.hi OFFSET 0) t
     UNION ALL
     SELECT d.id, d.lane, 'pending', d.kind, d.attempts, d.max_attempts, coalesce(d.created_at, t.created_at), d.run_at, NULL, coalesce(d.format, t.format), coalesce(d.payload, t.payload)
-      FROM fastq.delayed d LEFT JOIN fastq.task t ON t.leaf = d.leaf AND t.id = d.id
+      FROM fastq.delayed d LEFT JOIN LATERAL (SELECT * FROM fastq.task WHERE task.leaf = d.leaf AND task.id = d.id OFFSET 0) t ON true
     UNION ALL
     SELECT t.id, t.lane, 'running', NULL, (c.attempts + 1)::smallint, t.max_attempts, t.created_at, NULL, NULL, t.format, t.payload
-      FROM fastq.claim c, unnest(c.ids) i, fastq.task t WHERE t.leaf = c.leaf AND t.id >= lower(i) AND t.id < upper(i)
+      FROM fastq.claim c, unnest(c.ids) i, LATERAL (SELECT * FROM fastq.task WHERE task.leaf = c.leaf AND task.id >= lower(i) AND task.id < upper(i) OFFSET 0) t
     UNION ALL
     SELECT t.id, t.lane, 'completed', NULL, d.attempts, t.max_attempts, t.created_at, NULL, d.done_at, t.format, t.payload
-      FROM fastq.done d, unnest(d.ids) i, fastq.task t WHERE t.leaf = d.leaf AND t.id >= lower(i) AND t.id < upper(i)
+      FROM fastq.done d, unnest(d.ids) i, LATERAL (SELECT * FROM fastq.task WHERE task.leaf = d.leaf AND task.id >= lower(i) AND task.id < upper(i) OFFSET 0) t
     UNION ALL
     SELECT d.id, d.lane, d.state, NULL, d.attempts, d.max_attempts, d.created_at, NULL, d.ended_at, d.format, d.payload FROM fastq.dead d
 )

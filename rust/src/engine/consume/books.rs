@@ -48,10 +48,36 @@ impl Books {
         }
     }
 
-    /// Claims that the database says we hold and we know nothing of: their answers were lost. One under way is not among them.
-    pub fn orphans(&self, held: &[i64], claiming_after: Option<i64>) -> Vec<i64> {
+    /// The last claim number whose call had ended when a heartbeat was sent: what the heartbeat reads back above it may yet be answered.
+    pub fn settled_no(&self) -> i64 {
+        self.claiming_after.unwrap_or(self.last_no)
+    }
+
+    /// Claims that the database says we hold and we know nothing of, though their calls had ended (`settled_no`) before it was asked:
+    /// their answers were lost.
+    pub fn orphans(&self, held: &[i64], settled_no: i64) -> Vec<i64> {
         let epoch = self.epoch();
-        let known = |no: &i64| self.held.contains_key(&(epoch, *no)) || claiming_after.is_some_and(|after| *no > after);
-        held.iter().copied().filter(|no| !known(no)).collect()
+        held.iter().copied().filter(|no| *no <= settled_no && !self.held.contains_key(&(epoch, *no))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_that_began_after_the_heartbeat_was_sent_is_no_orphan() {
+        let mut books = Books { epochs: vec![7], last_no: 10, ..Books::default() };
+        books.held.insert((0, 3), 5);
+        // The heartbeat goes out while nothing is claimed; a claim is sent, stored, and seen by it before its answer is here.
+        let settled = books.settled_no();
+        books.claiming_after = Some(10);
+        books.last_no = 13;
+        assert_eq!(books.orphans(&[3, 11], settled), Vec::<i64>::new());
+        // And one that was under way when the heartbeat went out.
+        assert_eq!(books.orphans(&[3, 11], books.settled_no()), Vec::<i64>::new());
+        // Its connection broke: the next heartbeat finds it.
+        books.claiming_after = None;
+        assert_eq!(books.orphans(&[3, 11], books.settled_no()), vec![11]);
     }
 }
