@@ -49,4 +49,5 @@ def db(dsn: str, schema: str) -> Iterator[psycopg.Connection]:
     """A connection that commits each statement, and looks names up in this test's schema first."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("SELECT pg_catalog.set_config('search_path', %s, false)", [schema])
+        connection.execute("SET jit = off")  # the view `tasks` has so many parts that compiling them takes seconds
         yield connection
