@@ -429,7 +429,8 @@ impl<'a> Claimer<'a> {
         let (attempts, max_attempts, lo, hi, shrunk): (i16, i16, i64, i64, bool) =
             (row.get(5), row.get(6), row.get(7), row.get(8), row.get(9));
         let lane = self.lanes.iter_mut().find(|l| l.id == lane_id);
-        let lane = lane.ok_or_else(|| Error::lost(format!("the claim brought lane {lane_id}, which was not asked for")))?;
+        let lane =
+            lane.ok_or_else(|| Error::lost(format!("the claim brought lane {lane_id}, which was not asked for")))?;
         let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 4];
         *hint = (*hint).max(if shrunk { rid } else { rid + 1 });
         let mut chunk = Chunk::new(epoch, no, lane.kind, Arc::clone(&lane.queue), track, attempts, max_attempts);

@@ -10,10 +10,15 @@ use crate::engine::consume::counters::Counters;
 use crate::engine::error::Result;
 use crate::engine::logs::Level;
 
-/// Between two rounds.
-const ROUND: Duration = Duration::from_secs(30);
-/// Chunks, delayed tasks or dead rows that one statement moves or forgets.
+/// Between two rounds: this share of the retention, within these bounds.
+const ROUND_SHARE: u32 = 16;
+const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// A tick goes on to the next step for this long, then leaves the rest to the next one.
+const SLICE: Duration = Duration::from_millis(50);
+/// Delayed tasks, dead rows, errors or tokens that one statement moves or forgets.
 const BATCH: i64 = 500;
+/// Chunks that one statement moves to the open leaf, of up to 500 tasks each.
+const CHUNKS: i64 = 20;
 /// A leaf is open for this share of the retention, so that at most nine of sixteen are in use.
 const LEAF_SHARE: u32 = 8;
 /// A token younger than this may belong to an enqueue whose commit is still under way.
@@ -50,11 +55,16 @@ impl Retention {
         Self { completed, failed, step: Step::OpenLeaf, leaves: Vec::new(), due: Instant::now() }
     }
 
-    /// One step, if one is due.
-    pub async fn step(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<()> {
-        if Instant::now() < self.due {
-            return Ok(());
+    /// The steps that are due, for a short while.
+    pub async fn work(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<()> {
+        let until = Instant::now() + SLICE;
+        while Instant::now() >= self.due && Instant::now() < until {
+            self.step(shared, link, me, term).await?;
         }
+        Ok(())
+    }
+
+    async fn step(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<()> {
         Counters::add(&shared.counters.statements, 1);
         let kept = seconds(self.completed);
         self.step = match std::mem::replace(&mut self.step, Step::OpenLeaf) {
@@ -71,7 +81,7 @@ impl Retention {
                 self.next_leaf()
             }
             Step::MoveChunks(leaf) => {
-                let row = link.query_opt("move_chunks", &[&me, &term, &leaf, &BATCH]).await?;
+                let row = link.query_opt("move_chunks", &[&me, &term, &leaf, &CHUNKS]).await?;
                 let moved: i64 = row.map_or(0, |r| r.get("chunks"));
                 if moved > 0 { Step::MoveChunks(leaf) } else { Step::CarryDelayed(leaf) }
             }
@@ -113,7 +123,7 @@ impl Retention {
                 if let Some((kind, token)) = last {
                     Step::PurgeTokens(kind, token)
                 } else {
-                    self.due = Instant::now() + ROUND;
+                    self.due = Instant::now() + self.round();
                     Step::OpenLeaf
                 }
             }
@@ -124,7 +134,11 @@ impl Retention {
     /// Starts over in the next round.
     pub fn postpone(&mut self) {
         self.step = Step::OpenLeaf;
-        self.due = Instant::now() + ROUND;
+        self.due = Instant::now() + self.round();
+    }
+
+    fn round(&self) -> Duration {
+        (self.completed / ROUND_SHARE).clamp(ROUND.0, ROUND.1)
     }
 
     fn next_leaf(&mut self) -> Step {

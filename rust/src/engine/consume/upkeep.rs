@@ -107,7 +107,7 @@ impl<'a> Upkeep<'a> {
                 next = Duration::from_secs_f64(due_in) + Duration::from_millis(1);
             }
         }
-        if let Err(e) = self.retention.step(self.shared, link, me, term).await {
+        if let Err(e) = self.retention.work(self.shared, link, me, term).await {
             if e.is_lost() {
                 return Err(e);
             }
