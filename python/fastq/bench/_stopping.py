@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM end a benchmark, but not its clean-up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+#: The last one is what a closed terminal sends; not everywhere.
+_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came.
+
+    Attributes:
+        signal: which.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class StopSignals:
+    """While inside, the first signal raises `Stopped` on the main thread, and later ones do nothing."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                # Ignored stays ignored: so a shell says that Ctrl-C is not meant for its background commands.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, before in self._previous.items():
+            # None: it was set by code that is not Python's, and can't be put back.
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if not self._came:
+            self._came = True
+            raise Stopped(number)
+
+
+def surely(clean_up: Callable[[], object]) -> None:
+    """Run ``clean_up`` to its end: once more if the one signal that can interrupt it came meanwhile."""
+    try:
+        clean_up()
+    except Stopped:
+        clean_up()
+        raise
+
+
+__all__ = ["StopSignals", "Stopped", "surely"]
