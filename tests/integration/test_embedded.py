@@ -32,10 +32,42 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root has to do diff
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
+def fresh_dir() -> Iterator[Path]:
+    """A data directory that is not there yet."""
     path = new_data_dir()
     yield path
     remove_data_dir(path)
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Path]:
+    """A data directory whose database was made, and stopped, once for all tests."""
+    path = new_data_dir()
+    with embedded.start(path):
+        pass
+    wait_until(lambda: is_stopped(path), timeout=30)
+    yield path
+    remove_data_dir(path)
+
+
+@pytest.fixture
+def data_dir(made: Path, fresh_dir: Path) -> Path:
+    """A data directory with a database in it: a copy, since making one syncs a thousand files."""
+
+    def copy(source: str, target: str) -> str:
+        shutil.copy2(source, target)
+        own(source, target)
+        return target
+
+    def own(source: str | Path, target: str | Path) -> None:
+        if os.geteuid() == 0:
+            info = Path(source).stat()
+            os.chown(target, info.st_uid, info.st_gid)
+
+    shutil.copytree(made, fresh_dir, copy_function=copy)
+    for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
+        own(folder, fresh_dir / folder.relative_to(made))
+    return fresh_dir
 
 
 @pytest.fixture(scope="module")
@@ -105,27 +137,27 @@ def test_the_connection_string_has_only_keywords_that_tokio_postgres_knows(share
         pytest.param("com,ma", False, id="comma"),
     ],
 )
-def test_any_name_of_a_folder_will_do(data_dir: Path, name: str, *, has_socket: bool) -> None:
-    data_dir.mkdir(mode=0o711)
-    with embedded.start(data_dir / name) as server:
+def test_any_name_of_a_folder_will_do(fresh_dir: Path, name: str, *, has_socket: bool) -> None:
+    fresh_dir.mkdir(mode=0o711)
+    with embedded.start(fresh_dir / name) as server:
         assert ask(server.dsn, "SELECT inet_server_addr() IS NULL") is has_socket
-        assert server.data_dir == data_dir / name
-    remove_data_dir(data_dir / name)
+        assert server.data_dir == fresh_dir / name
+    remove_data_dir(fresh_dir / name)
 
 
 def test_the_data_directory_is_the_one_of_the_environment_or_else_in_the_current_folder(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    fresh_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data_dir.mkdir(mode=0o711)
-    monkeypatch.chdir(data_dir)
+    fresh_dir.mkdir(mode=0o711)
+    monkeypatch.chdir(fresh_dir)
     monkeypatch.delenv("FASTQ_DATA_DIR", raising=False)
     with embedded.start() as server:
-        assert server.data_dir == data_dir / ".fastq"
-    monkeypatch.setenv("FASTQ_DATA_DIR", str(data_dir / "other"))
+        assert server.data_dir == fresh_dir / ".fastq"
+    monkeypatch.setenv("FASTQ_DATA_DIR", str(fresh_dir / "other"))
     with embedded.start() as server:
-        assert server.data_dir == data_dir / "other"
-    remove_data_dir(data_dir / ".fastq")
-    remove_data_dir(data_dir / "other")
+        assert server.data_dir == fresh_dir / "other"
+    remove_data_dir(fresh_dir / ".fastq")
+    remove_data_dir(fresh_dir / "other")
 
 
 def test_closing_twice_and_using_it_as_a_context(data_dir: Path) -> None:
@@ -213,19 +245,19 @@ def test_as_root_the_server_runs_as_a_plain_user_who_gets_in(shared: embedded.Se
 
 
 @as_root
-def test_a_folder_that_the_plain_user_cannot_reach_stays_closed_and_the_data_lie_elsewhere(data_dir: Path) -> None:
-    data_dir.mkdir(mode=0o700)
-    inner = data_dir / "deep" / "er"
+def test_a_folder_that_the_plain_user_cannot_reach_stays_closed_and_the_data_lie_elsewhere(fresh_dir: Path) -> None:
+    fresh_dir.mkdir(mode=0o700)
+    inner = fresh_dir / "deep" / "er"
     with embedded.start(inner) as server:
         home = home_of(inner)
-        assert not home.is_relative_to(data_dir)
+        assert not home.is_relative_to(fresh_dir)
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
         assert home.stat().st_uid != 0
         assert home.parent.stat().st_uid == 0
         assert not home.parent.stat().st_mode & 0o022
         do(server.dsn, "CREATE TABLE kept (a int)")
-        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
-        assert data_dir.stat().st_uid == 0
+        assert stat.S_IMODE(fresh_dir.stat().st_mode) == 0o700
+        assert fresh_dir.stat().st_uid == 0
     with embedded.start(inner) as server:
         assert home_of(inner) == home
         assert ask(server.dsn, "SELECT count(*) FROM kept") == 0
@@ -233,7 +265,7 @@ def test_a_folder_that_the_plain_user_cannot_reach_stays_closed_and_the_data_lie
 
 
 @as_root
-def test_programs_that_the_plain_user_cannot_reach_are_copied(data_dir: Path) -> None:
+def test_programs_that_the_plain_user_cannot_reach_are_copied(fresh_dir: Path) -> None:
     bases = ("/var/lib", "/var/tmp")  # noqa: S108 where _home.py looks
     shared = {path for base in bases for path in Path(base, "fastq-embedded").glob("programs-*")}
     with tempfile.TemporaryDirectory() as closed:
@@ -247,7 +279,7 @@ def test_programs_that_the_plain_user_cannot_reach_are_copied(data_dir: Path) ->
             if (package.parent / name).is_dir():
                 shutil.copytree(package.parent / name, Path(closed, name))
         assert stat.S_IMODE(Path(closed).stat().st_mode) == 0o700
-        with User(data_dir, import_first=(Path(closed),)) as user:
+        with User(fresh_dir, import_first=(Path(closed),)) as user:
             assert ask(user.dsn, "SELECT 1") == 1
             program = Path(f"/proc/{postmaster_pid(user.admin_dsn)}/exe").readlink()
             assert not program.is_relative_to(closed)
@@ -255,22 +287,22 @@ def test_programs_that_the_plain_user_cannot_reach_are_copied(data_dir: Path) ->
             for path in (root, *root.rglob("*")):
                 assert path.stat().st_uid == 0
                 assert not path.stat().st_mode & 0o022
-        wait_until(lambda: is_stopped(data_dir))
+        wait_until(lambda: is_stopped(fresh_dir))
         if root not in shared:
             shutil.rmtree(root)
 
 
 @as_root
-def test_root_joins_the_server_of_a_plain_user(data_dir: Path) -> None:
+def test_root_joins_the_server_of_a_plain_user(fresh_dir: Path) -> None:
     owner = pwd.getpwnam("nobody")
-    data_dir.mkdir(mode=0o700)
-    os.chown(data_dir, owner.pw_uid, owner.pw_gid)
-    (data_dir / "pg").mkdir(mode=0o700)
-    os.chown(data_dir / "pg", owner.pw_uid, owner.pw_gid)
-    with embedded.start(data_dir) as server:
+    fresh_dir.mkdir(mode=0o700)
+    os.chown(fresh_dir, owner.pw_uid, owner.pw_gid)
+    (fresh_dir / "pg").mkdir(mode=0o700)
+    os.chown(fresh_dir / "pg", owner.pw_uid, owner.pw_gid)
+    with embedded.start(fresh_dir) as server:
         assert Path(f"/proc/{postmaster_pid(server.admin_dsn)}").stat().st_uid == owner.pw_uid
         # As if its owner had started it.
-        home = home_of(data_dir)
+        home = home_of(fresh_dir)
         (home / "pg_ident.conf").write_text('fastq "nobody" all\n')
         os.kill(postmaster_pid(server.admin_dsn), signal.SIGHUP)
 
@@ -280,24 +312,24 @@ def test_root_joins_the_server_of_a_plain_user(data_dir: Path) -> None:
             return True
 
         wait_until(is_refused)
-        with embedded.start(data_dir) as joined:
+        with embedded.start(fresh_dir) as joined:
             wait_until(lambda: ask(joined.dsn, "SELECT 1") == 1)
 
 
-def test_a_folder_that_everybody_may_write_to_is_refused(data_dir: Path) -> None:
-    data_dir.mkdir()
-    data_dir.chmod(0o777)
+def test_a_folder_that_everybody_may_write_to_is_refused(fresh_dir: Path) -> None:
+    fresh_dir.mkdir()
+    fresh_dir.chmod(0o777)
     with pytest.raises(embedded.EmbeddedError, match="everybody may write"):
-        embedded.start(data_dir)
-    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o777
+        embedded.start(fresh_dir)
+    assert stat.S_IMODE(fresh_dir.stat().st_mode) == 0o777
 
 
-def test_a_planted_link_is_not_followed(data_dir: Path) -> None:
-    target = data_dir / "elsewhere"
+def test_a_planted_link_is_not_followed(fresh_dir: Path) -> None:
+    target = fresh_dir / "elsewhere"
     target.mkdir(parents=True, mode=0o700)
-    (data_dir / "pg").symlink_to(target)
+    (fresh_dir / "pg").symlink_to(target)
     with pytest.raises(embedded.EmbeddedError, match="did not make"):
-        embedded.start(data_dir)
+        embedded.start(fresh_dir)
     assert not list(target.iterdir())
 
 
@@ -353,9 +385,9 @@ def test_a_restarted_server_keeps_its_port_and_password(loopback: embedded.Serve
     wait_until(lambda: ask(loopback.dsn, "SELECT 1") == 1, timeout=30)
 
 
-def test_a_port_that_another_program_took_meanwhile_is_replaced(data_dir: Path) -> None:
-    data_dir.mkdir(mode=0o711)
-    path = data_dir / "a,b"
+def test_a_port_that_another_program_took_meanwhile_is_replaced(fresh_dir: Path) -> None:
+    fresh_dir.mkdir(mode=0o711)
+    path = fresh_dir / "a,b"
     with embedded.start(path) as server:
         port = int(conninfo_to_dict(server.dsn)["port"] or 0)
     wait_until(lambda: is_stopped(path))
@@ -368,12 +400,12 @@ def test_a_port_that_another_program_took_meanwhile_is_replaced(data_dir: Path) 
 # --- many users --------------------------------------------------------------------------------------------------
 
 
-def test_eight_processes_that_race_get_one_server(data_dir: Path) -> None:
+def test_eight_processes_that_race_get_one_server(fresh_dir: Path) -> None:
     with contextlib.ExitStack() as stack:
-        users = [stack.enter_context(User(data_dir)) for _ in range(8)]
+        users = [stack.enter_context(User(fresh_dir)) for _ in range(8)]
         assert len({postmaster_pid(user.admin_dsn) for user in users}) == 1
         assert {ask(user.dsn, "SELECT current_user") for user in users} == {"fastq"}
-    wait_until(lambda: is_stopped(data_dir))
+    wait_until(lambda: is_stopped(fresh_dir))
 
 
 def test_it_stops_when_its_last_user_was_killed_and_not_before(data_dir: Path) -> None:
@@ -581,13 +613,13 @@ def test_a_keeper_that_is_told_to_end_stops_the_server_first(data_dir: Path) -> 
             assert ask(again.dsn, "SELECT 1") == 1
 
 
-def test_a_database_half_made_by_a_killed_process_is_made_anew(data_dir: Path) -> None:
-    with User(data_dir) as user:
-        pg = data_dir / "pg"
+def test_a_database_half_made_by_a_killed_process_is_made_anew(fresh_dir: Path) -> None:
+    with User(fresh_dir) as user:
+        pg = fresh_dir / "pg"
         wait_until(lambda: any(path.name == "base" for path in pg.glob("making-*/*")), message="an initdb at work")
         user.kill()
     assert not (pg / "data").exists()
-    with embedded.start(data_dir) as server:
+    with embedded.start(fresh_dir) as server:
         assert ask(server.dsn, "SELECT 1") == 1
 
 
@@ -673,11 +705,11 @@ def test_waiting_for_others_has_an_end(data_dir: Path) -> None:
             embedded.start(data_dir, timeout=0.3)
 
 
-def test_a_file_in_the_data_directorys_place_is_refused(data_dir: Path) -> None:
-    data_dir.touch()
+def test_a_file_in_the_data_directorys_place_is_refused(fresh_dir: Path) -> None:
+    fresh_dir.touch()
     with pytest.raises(embedded.EmbeddedError, match="no folder"):
-        embedded.start(data_dir)
-    data_dir.unlink()
+        embedded.start(fresh_dir)
+    fresh_dir.unlink()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -35,7 +35,7 @@ from fastq.embedded._status import Status
 
 __all__ = ["EmbeddedError", "Server", "start"]
 
-_KEEPERS_AT_MOST = 3
+_TRIES = 3
 _KEEPER = """\
 # fastq: keeps a private PostgreSQL
 import sys, types
@@ -134,27 +134,29 @@ def _data_dir(given: str | Path | None) -> Path:
 
 def _have_running(home: Folder, deadline: float) -> Status:
     """Sees to it that a keeper and its server run; gives the server's status, ready. Under ``state.lock``."""
-    calls = 0
+    tries = 0
+    has_called = False
     failures = Status.read(home).failures
     while True:
         has_keeper = _has_keeper(home)
         status = Status.read(home)
         if has_keeper and status.state == "ready" and status.answers():
-            if calls == 0:
+            if not has_called:
                 _cluster.let_in(home, deadline)
             return status
         if has_keeper and time.monotonic() >= deadline:
             raise EmbeddedError(f"PostgreSQL was not ready within the time limit; {_cluster.log_tail(home, status)}")
-        if status.failures > failures or (calls and status.state == "failed"):
+        if status.failures > failures or (has_called and status.state == "failed"):
             raise EmbeddedError(f"PostgreSQL did not start; {_cluster.log_tail(home, status)}")
         if has_keeper:
             time.sleep(0.02)
-        elif calls == _KEEPERS_AT_MOST:
-            raise EmbeddedError(f"PostgreSQL's keeper ended {calls} times; {_cluster.log_tail(home, status)}")
+        elif tries == _TRIES:
+            raise EmbeddedError(f"PostgreSQL's keeper ended {tries} times; {_cluster.log_tail(home, status)}")
         else:
-            _call_keeper(home, deadline)
-            calls += 1
-            failures = 0
+            tries += 1
+            if _call_keeper(home, deadline):
+                has_called = True
+                failures = 0
 
 
 def _has_keeper(home: Folder) -> bool:
@@ -166,8 +168,11 @@ def _has_keeper(home: Folder) -> bool:
         os.close(lock)
 
 
-def _call_keeper(home: Folder, deadline: float) -> None:
-    """Starts a keeper, which starts the server or takes over the one that runs; has made the cluster before."""
+def _call_keeper(home: Folder, deadline: float) -> bool:
+    """Starts a keeper, which starts the server or takes over the one that runs; has made the cluster before.
+
+    Whether it came to its work: it may have been killed on the way.
+    """
     programs = _programs.reachable(home.account)
     _cluster.ensure(home, programs, deadline)
     _cluster.configure(home)
@@ -189,8 +194,9 @@ def _call_keeper(home: Folder, deadline: float) -> None:
         )
     except subprocess.TimeoutExpired:
         raise EmbeddedError("PostgreSQL's keeper did not start within the time limit") from None
-    if done.returncode != 0:
+    if done.returncode != 0 and done.stderr:
         raise EmbeddedError(f"PostgreSQL's keeper did not start:\n{done.stderr.strip()[-2000:]}")
+    return done.returncode == 0
 
 
 def _replace_dead_keeper(home: Folder) -> None:
