@@ -19,6 +19,8 @@ COMMANDS: Final = {
     "enqueue": "fastq.cli.enqueue:enqueue",
     "migrate": "fastq.cli.migrate:migrate",
     "doctor": "fastq.cli.doctor:doctor",
+    "bench": "fastq.cli.bench:bench",
+    "demo": "fastq.cli.demo:demo",
 }
 
 
