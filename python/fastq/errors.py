@@ -56,7 +56,7 @@ class EnqueueError(FastqError):
     """
 
     def __init__(self, message: str, *, index: int | None = None, committed: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message if index is None else f"task {index}: {message}")
         self.index = index
         self.committed = committed
 

@@ -42,6 +42,11 @@ def test_a_lost_connection_is_transient_and_may_be_in_doubt() -> None:
     assert not errors.ConnectionLost("cut").in_doubt
 
 
+def test_an_enqueue_error_names_the_task() -> None:
+    assert str(errors.PayloadError("too big", index=7)) == "task 7: too big"
+    assert str(errors.PayloadError("too big")) == "too big"
+
+
 @pytest.mark.parametrize(
     "error",
     [
