@@ -19,7 +19,7 @@ from fastq._lifetime import has_running_loop, refuse_running_loop
 from fastq._mailbox import Mailbox
 from fastq._options import ProducerOptions, read_count, read_producer_options
 from fastq._threads import watch_logs
-from fastq.errors import DatabaseError, EnqueueError
+from fastq.errors import EnqueueError
 from fastq.settings import ProducerSettings, resolve_dsn, resolve_schema
 from fastq.task import Enqueued, Task
 
@@ -123,10 +123,9 @@ class Producer:
             The results, in input order.
 
         Raises:
-            EnqueueError: a task can't be enqueued as it is (``index`` says which), the iterable gave nothing for too long,
-                or raised while some tasks are in (``committed``; the cause is what it raised), the producer is closed, or
-                an event loop runs in this thread.
-            Exception: what the iterable raised, with a note, where nothing is in.
+            EnqueueError: a task can't be enqueued as it is (``index`` says which), the iterable raised (its cause) or gave
+                nothing for too long, the producer is closed, or an event loop runs in this thread. ``committed`` says how
+                many tasks are in, with ``commit_every``.
             PayloadError: a payload can't be encoded, or is over the limit (``index`` says which).
             SettingsError: ``commit_every`` is not a whole number from 1.
             SchemaError, ConnectionLost, DatabaseError: as ``enqueue``.
@@ -134,8 +133,7 @@ class Producer:
         refuse_running_loop("Producer.enqueue_many()", "`await producer.aenqueue_many(tasks)`", EnqueueError)
         _check_iterable(tasks)
         every = None if commit_every is None else read_count("commit_every", commit_every)
-        with _saying_that_nothing_is_in():
-            return EnqueuedMany(self._open_core().enqueue_many(tasks, every))
+        return EnqueuedMany(self._open_core().enqueue_many(tasks, every))
 
     def close(self) -> None:
         """Finish what is under way and close the connections. A second call does nothing."""
@@ -182,16 +180,14 @@ class Producer:
         if not isinstance(tasks, AsyncIterable):
             switch = Switch(tasks)
             try:
-                with _saying_that_nothing_is_in():
-                    return EnqueuedMany(await asyncio.to_thread(core.enqueue_many, switch, every))
+                return EnqueuedMany(await asyncio.to_thread(core.enqueue_many, switch, every))
             except asyncio.CancelledError:
                 switch.switch_off()
                 raise
         feed = Feed(tasks, every, self._settings.iterable_timeout)
         pump = asyncio.create_task(feed.pump())
         try:
-            with _saying_that_nothing_is_in():
-                return EnqueuedMany(await asyncio.to_thread(core.enqueue_many, feed, every))
+            return EnqueuedMany(await asyncio.to_thread(core.enqueue_many, feed, every))
         finally:
             pump.cancel()
             await asyncio.wait([pump])
@@ -248,18 +244,6 @@ def _close(core: ProducerCore, mailboxes: list[Mailbox], pid: int) -> None:
         with contextlib.suppress(Exception):
             mailbox.close()
     mailboxes.clear()
-
-
-@contextlib.contextmanager
-def _saying_that_nothing_is_in() -> Iterator[None]:
-    """What the caller's own iterable raised goes on as it is, with a note; the engine's errors say it themselves."""
-    try:
-        yield
-    except (EnqueueError, DatabaseError):
-        raise
-    except Exception as error:
-        error.add_note("fastq: the transaction was rolled back, nothing of this call is in the database")
-        raise
 
 
 def _check_task(task: object) -> None:
