@@ -52,7 +52,7 @@ def test_none_when_the_last_attempt_failed() -> None:
 
 def test_a_timedelta_from_a_policy() -> None:
     class Policy:
-        def delay(self, task: object, error: BaseException) -> timedelta:  # noqa: ARG002
+        def delay(self, task: object, error: BaseException) -> timedelta:
             return timedelta(minutes=1)
 
     assert FailureHandler(Policy())(_task(), _raised(ValueError()))[0] == 60.0
@@ -61,7 +61,7 @@ def test_a_timedelta_from_a_policy() -> None:
 @pytest.mark.parametrize("answer", [-1, float("nan"), "soon", None, RuntimeError("broken")])
 def test_a_policy_that_fails_costs_no_outcome(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Policy:
-        def delay(self, task: object, error: BaseException) -> Any:  # noqa: ARG002
+        def delay(self, task: object, error: BaseException) -> Any:
             if isinstance(answer, Exception):
                 raise answer
             return answer
