@@ -42,9 +42,9 @@ impl From<Refusal> for Error {
                 Step::Key(key) if is_name(key) => message.extend([".", key]),
                 Step::Key(key) => {
                     let shown: String = key.chars().take(SHOWN).collect();
-                    message.push_str(&format!("[{shown:?}]"));
+                    message.extend(["[", &format!("{shown:?}"), "]"]);
                 }
-                Step::Index(n) => message.push_str(&format!("[{n}]")),
+                Step::Index(n) => message.extend(["[", &n.to_string(), "]"]),
             }
         }
         message.extend([": ", &refusal.reason]);

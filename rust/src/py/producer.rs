@@ -54,7 +54,7 @@ impl ProducerSettings {
     }
 }
 
-/// A compact sequence of (id, is_new).
+/// A compact sequence of ids, each with whether its task is new.
 #[pyclass(frozen, module = "fastq._core")]
 pub(crate) struct EnqueuedIds(ids::EnqueuedIds);
 
@@ -211,8 +211,10 @@ fn check_commit_every(tasks: i64) -> Result<u64, Error> {
 
 /// Why a call ends without an answer.
 enum Stop {
-    /// The iterable raised, or a signal's handler did.
+    /// The iterable raised.
     Raised(PyErr),
+    /// A signal's handler raised, or something else that has nothing to do with fastq.
+    Unrelated(PyErr),
     /// A task is refused, or the engine failed.
     Failed(Error),
 }
@@ -230,8 +232,7 @@ struct Call<'a, 'py> {
 
 impl<'py> Call<'_, 'py> {
     fn run(&mut self, tasks: &Bound<'py, PyAny>) -> Result<ids::EnqueuedIds, Stop> {
-        let mut index = 0;
-        for task in tasks.try_iter().map_err(Stop::Raised)? {
+        for (index, task) in (0..).zip(tasks.try_iter().map_err(Stop::Unrelated)?) {
             let task = task.map_err(Stop::Raised)?;
             if let Some(stream) = &self.stream {
                 stream.touch();
@@ -241,9 +242,8 @@ impl<'py> Call<'_, 'py> {
             }
             self.reader.add(&task, &mut self.batch).map_err(|refused| match refused {
                 Refused::Engine(e) => Stop::Failed(e.at(index)),
-                Refused::Python(e) => Stop::Raised(e),
+                Refused::Python(e) => Stop::Unrelated(e),
             })?;
-            index += 1;
             self.until_commit -= 1;
             if self.until_commit == 0 {
                 self.batch.commit = true;
@@ -271,7 +271,7 @@ impl<'py> Call<'_, 'py> {
         let mut batch = std::mem::take(&mut self.batch);
         while let Some(back) = self.py.detach(|| stream.offer(batch, SLICE)) {
             batch = back;
-            self.py.check_signals().map_err(Stop::Raised)?;
+            self.py.check_signals().map_err(Stop::Unrelated)?;
         }
         Ok(())
     }
@@ -285,15 +285,17 @@ impl<'py> Call<'_, 'py> {
         let tasks = std::mem::take(&mut self.batch).into_tasks();
         let cell = Arc::new(Cell::default());
         self.producer.enqueue(tasks, Reply::to_cell(&cell)).map_err(Stop::Failed)?;
-        let answers = wait(self.py, || cell.wait(SLICE)).map_err(Stop::Raised)?.map_err(Stop::Failed)?;
-        answers.into_iter().for_each(|(id, is_new)| ids.push(id, is_new));
+        let answers = wait(self.py, || cell.wait(SLICE)).map_err(Stop::Unrelated)?.map_err(Stop::Failed)?;
+        for (id, is_new) in answers {
+            ids.push(id, is_new);
+        }
         Ok(ids)
     }
 
     fn outcome(&mut self) -> Result<ids::EnqueuedIds, Stop> {
         let Some(stream) = &self.stream else { return Ok(ids::EnqueuedIds::default()) };
         stream.finish();
-        let outcome = wait(self.py, || stream.wait(SLICE)).map_err(Stop::Raised)?;
+        let outcome = wait(self.py, || stream.wait(SLICE)).map_err(Stop::Unrelated)?;
         // Over: there is nothing left to abort.
         outcome.map_err(Stop::Failed)
     }
@@ -312,22 +314,39 @@ impl<'py> Call<'_, 'py> {
             }
             committed = self.commit_every.map(|_| stream.committed());
         }
+        let rest = match committed {
+            Some(n) => format!("{n} tasks of the call are in and stay"),
+            None => "it was rolled back, and nothing of the call is written".to_owned(),
+        };
         match (stop, committed) {
-            (Stop::Raised(e), Some(n)) if e.is_instance_of::<PyException>(py) => {
+            (Stop::Raised(e), _) if e.is_instance_of::<PyException>(py) => {
+                // What fastq's own feeds raise says it all already, but for what is in.
+                if is_enqueue_error(py, &e).unwrap_or(false) {
+                    return e.value(py).setattr("committed", committed).map_or_else(|failed| failed, |()| e);
+                }
                 let name = e.get_type(py).name().map_or_else(|_| "an exception".to_owned(), |name| name.to_string());
-                let message = format!("the iterable raised {name}; {n} tasks of the call are in and stay");
-                let error = to_py(py, &Error { committed: Some(n), ..Error::new(Kind::Enqueue, message) });
+                let message = format!("the iterable raised {name}: {rest}");
+                let error = to_py(py, &Error { committed, ..Error::new(Kind::Enqueue, message) });
                 error.set_cause(py, Some(e));
                 error
             }
-            (Stop::Raised(e), _) => e,
-            (Stop::Failed(e), None) => to_py(py, &Error { committed: None, ..e }),
-            (Stop::Failed(e), Some(n)) => {
-                let message = format!("{}; {n} tasks of the call are in and stay", e.message);
-                to_py(py, &Error { committed: Some(n), message, ..e })
+            (Stop::Raised(e) | Stop::Unrelated(e), _) => e,
+            (Stop::Failed(e), None) if !was_sent(&e.kind) => to_py(py, &Error { committed, ..e }),
+            (Stop::Failed(e), _) => {
+                let message = format!("{}; {rest}", e.message);
+                to_py(py, &Error { message, committed, ..e })
             }
         }
     }
+}
+
+/// Whether the message must say what became of the transaction: it was open, and what became of it is known.
+fn was_sent(kind: &Kind) -> bool {
+    matches!(kind, Kind::Database { .. } | Kind::ConnectionLost { in_doubt: false })
+}
+
+fn is_enqueue_error(py: Python<'_>, e: &PyErr) -> PyResult<bool> {
+    Ok(e.matches(py, py.import("fastq.errors")?.getattr("EnqueueError")?)?)
 }
 
 /// `value` as compact JSON in UTF-8.

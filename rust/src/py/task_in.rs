@@ -187,16 +187,16 @@ impl<'py> Reader<'py> {
         let is_known = matches!(&self.last, Some((kind, queue, _)) if kind.is(&fields.kind) && queue.is(&fields.queue));
         if !is_known {
             let (kind, queue) = (str_of("type", &fields.kind)?, str_of("queue", &fields.queue)?);
-            let lane = match self.lanes.get(kind).and_then(|queues| queues.get(queue)) {
-                Some(lane) => Arc::clone(lane),
-                None => {
-                    let lane = LaneKey::new(queue, kind)?;
-                    if self.lanes.len() >= MOST_LANES {
-                        self.lanes.clear();
-                    }
-                    self.lanes.entry(kind.to_owned()).or_default().insert(queue.to_owned(), Arc::clone(&lane));
-                    lane
+            let known = self.lanes.get(kind).and_then(|queues| queues.get(queue));
+            let lane = if let Some(lane) = known {
+                Arc::clone(lane)
+            } else {
+                let lane = LaneKey::new(queue, kind)?;
+                if self.lanes.len() >= MOST_LANES {
+                    self.lanes.clear();
                 }
+                self.lanes.entry(kind.to_owned()).or_default().insert(queue.to_owned(), Arc::clone(&lane));
+                lane
             };
             self.last = Some((fields.kind.clone(), fields.queue.clone(), lane));
         }

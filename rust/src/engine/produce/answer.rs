@@ -149,7 +149,9 @@ mod tests {
     fn many_answers_wake_a_loop_once() {
         let woken = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&woken);
-        let mailbox = Arc::new(Mailbox::new(Box::new(move || drop(count.fetch_add(1, Ordering::Relaxed)))));
+        let mailbox = Arc::new(Mailbox::new(Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        })));
         for _ in 0..3 {
             let number = mailbox.number();
             Reply::to_mailbox(&mailbox, number).send(Ok(vec![(1, true)]));

@@ -65,12 +65,12 @@ impl Job<'_> {
             tasks: Vec::new(),
             begin: None,
         };
-        if !batch.tokens.is_empty() {
+        if batch.tokens.is_empty() {
+            ready.number(shared, batch).await?;
+        } else {
             ready.holders = vec![0; batch.len];
             ready.tasks = tasks_by_group(batch);
             self.take_tokens(&mut ready, begin.take()).await?;
-        } else {
-            ready.number(shared, batch).await?;
         }
         ready.begin = begin;
         Ok(ready)
@@ -85,7 +85,9 @@ impl Job<'_> {
         let mut wanted: Vec<_> = batch.tokens.iter().map(want).collect();
         let twins = tokens::sort(&mut wanted);
         // A mark only: the first task's id is not known yet.
-        twins.iter().for_each(|&(twin, _)| ready.holders[twin] = -1);
+        for &(twin, _) in &twins {
+            ready.holders[twin] = -1;
+        }
         if self.prefilter {
             let places: Vec<_> = (0..wanted.len()).collect();
             self.link.prepare("find_tokens").await?;
@@ -145,7 +147,7 @@ impl Job<'_> {
             &later.delays,
             &later.times,
         ];
-        let begun = async {
+        let opening = async {
             match &begin {
                 Some(begin) => link.batch(begin).await,
                 None => Ok(()),
@@ -155,12 +157,12 @@ impl Job<'_> {
         let commit = async { if self.commit { link.batch("COMMIT").await } else { Ok(()) } };
         Stats::add(&self.shared.stats.statements, 4);
         if chunks.los.is_empty() {
-            let (begun, wait, committed) = tokio::join!(begun, wait, commit);
-            begun.and(wait)?;
+            let (opened, wait, committed) = tokio::join!(opening, wait, commit);
+            opened.and(wait)?;
             committed?;
         } else {
-            let (begun, sink) = tokio::join!(begun, link.within(link.client.copy_in::<_, Bytes>(&copy)));
-            begun?;
+            let (opened, sink) = tokio::join!(opening, link.within(link.client.copy_in::<_, Bytes>(&copy)));
+            opened?;
             let mut sink = pin!(sink?);
             for block in blocks.finish() {
                 // The cause of a failure comes with the answer to the COPY.
@@ -212,9 +214,10 @@ impl Ready {
         })
     }
 
-    /// Lanes that get waiting tasks.
-    pub(super) fn lanes(&self) -> impl Iterator<Item = i32> {
-        self.lanes.iter().zip(&self.runs).filter(|(_, runs)| !runs.is_empty()).map(|(&lane, _)| lane)
+    /// Lanes that get tasks which may start at once.
+    pub(super) fn lanes<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = i32> + 'a {
+        let groups = batch.groups.iter().zip(&self.runs).zip(&self.lanes);
+        groups.filter(|((group, runs), _)| !group.is_delayed && !runs.is_empty()).map(|(_, &lane)| lane)
     }
 
     /// A task that is written with the transaction, by which it can be recognised.

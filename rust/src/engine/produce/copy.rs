@@ -278,10 +278,8 @@ impl Batch {
         let alike =
             |g: &Group| Arc::ptr_eq(&g.lane, lane) && g.max_attempts == max_attempts && g.is_delayed == is_delayed;
         // One type after the other is the rule; a load of one type never asks further.
-        if let Some(last) = self.groups.last() {
-            if alike(last) {
-                return self.groups.len() - 1;
-            }
+        if self.groups.last().is_some_and(alike) {
+            return self.groups.len() - 1;
         }
         let key = (Arc::as_ptr(lane) as usize, max_attempts, is_delayed);
         if let Some(&at) = self.known.get(&key) {

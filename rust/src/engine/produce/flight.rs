@@ -12,7 +12,7 @@ use crate::engine::produce::copy::{ChunkColumns, Chunker};
 use crate::engine::produce::ids::RunIter;
 use crate::engine::produce::notify::announce;
 use crate::engine::produce::shared::{Line, Param, Shared, Stats};
-use crate::engine::produce::task::NewTask;
+use crate::engine::produce::task::{NewTask, When};
 use crate::engine::produce::tokens::{self, Wanted};
 
 /// Deadlocks and serialization failures in a row before one is believed.
@@ -234,10 +234,10 @@ impl<'a> Plan<'a> {
         // On the direct connection the notification follows the commit without waiting for its answer; from another one it could
         // come before it.
         let tell = || announce(shared, chunks.lanes.iter().copied());
-        let is_direct = std::ptr::eq(manner.line, &shared.direct);
+        let is_direct = std::ptr::eq(manner.line, &raw const shared.direct);
         let ready = async {
             if is_direct {
-                tell()
+                tell();
             }
         };
         Stats::add(&shared.stats.flights, 1);
@@ -258,15 +258,15 @@ impl<'a> Plan<'a> {
         for name in ["enqueue_tasks", "delay_tasks", "find_enqueued"] {
             link.prepare(name).await?;
         }
-        let begun = async { if begin.is_empty() { Ok(()) } else { link.batch(begin).await } };
+        let opening = async { if begin.is_empty() { Ok(()) } else { link.batch(begin).await } };
         let put = async { if now.is_empty() { Ok(0) } else { link.execute("enqueue_tasks", &enqueue).await } };
         let wait = async { if later.is_empty() { Ok(0) } else { link.execute("delay_tasks", &delay).await } };
         Stats::add(&shared.stats.statements, 4);
         if is_again && !later.is_empty() {
             // Between the look and now the first try may have come through and been promoted: then its row of `delayed` is gone
             // again and stopped nothing, and its content is to be seen.
-            let (begun, put, wait) = tokio::join!(begun, put, wait);
-            begun.and(put).and(wait)?;
+            let (opened, put, wait) = tokio::join!(opening, put, wait);
+            opened.and(put).and(wait)?;
             let ids: Vec<_> = later.iter().map(|&n| self.ids[n]).collect();
             let rows = link.query("find_enqueued", &[&ids]).await?;
             if rows.len() > later.len() {
@@ -276,8 +276,8 @@ impl<'a> Plan<'a> {
             let (committed, ()) = tokio::join!(link.batch("COMMIT"), ready);
             committed?;
         } else {
-            let (begun, put, wait, committed, ()) = tokio::join!(begun, put, wait, link.batch("COMMIT"), ready);
-            begun.and(put).and(wait)?;
+            let (opened, put, wait, committed, ()) = tokio::join!(opening, put, wait, link.batch("COMMIT"), ready);
+            opened.and(put).and(wait)?;
             committed?;
         }
         if !is_direct {
@@ -287,7 +287,7 @@ impl<'a> Plan<'a> {
     }
 
     fn whens(&self, tasks: &[usize]) -> impl Iterator<Item = (Option<f64>, Option<std::time::SystemTime>)> {
-        tasks.iter().map(|&n| self.tasks[n].when.map_or((None, None), |when| when.columns()))
+        tasks.iter().map(|&n| self.tasks[n].when.map_or((None, None), When::columns))
     }
 
     /// After a lost answer: are they in? Fills in who holds the tokens of those that are not.
@@ -356,11 +356,9 @@ impl<'a> Columns<'a> {
 
 /// Ends the transaction of a failed statement, so that the connection can go on.
 pub(super) async fn rolled_back<T>(link: &Link, result: Result<T>) -> Result<T> {
-    if let Err(e) = &result {
-        if !e.is_lost() {
-            // After a COMMIT that the server turned into a ROLLBACK there is nothing to end, which is no error.
-            link.batch("ROLLBACK").await?;
-        }
+    if result.as_ref().is_err_and(|e| !e.is_lost()) {
+        // After a COMMIT that the server turned into a ROLLBACK there is nothing to end, which is no error.
+        link.batch("ROLLBACK").await?;
     }
     result
 }

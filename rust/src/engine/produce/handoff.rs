@@ -85,10 +85,10 @@ impl Handoff {
         self.news.notify_one();
     }
 
-    /// Nothing of what is not committed yet is to be.
+    /// No more tasks come, and what they left without a commit is rolled back. Whole transactions that were handed over still go in.
     pub fn abort(&self) {
         let mut slot = self.slot.lock();
-        slot.batch = None;
+        slot.batch.take_if(|batch| !batch.commit);
         slot.is_aborted = true;
         self.news.notify_one();
     }
@@ -113,12 +113,12 @@ impl Handoff {
         loop {
             {
                 let mut slot = self.slot.lock();
-                if slot.is_aborted {
-                    return Some(Message::Abort);
-                }
                 if let Some(batch) = slot.batch.take() {
                     self.room.notify_one();
                     return Some(Message::Batch(batch));
+                }
+                if slot.is_aborted {
+                    return Some(Message::Abort);
                 }
                 if slot.is_finished {
                     return Some(Message::Finish);

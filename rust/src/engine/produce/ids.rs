@@ -125,11 +125,11 @@ impl EnqueuedIds {
     /// Appends new tasks with the ids `lo..=hi`.
     pub fn push_run(&mut self, (lo, hi): Run) {
         let size = hi.abs_diff(lo) + 1;
-        if let Some((start, Part::Run(first))) = self.parts.last() {
-            if first.checked_add_unsigned(self.len - start) == Some(lo) {
-                self.len += size;
-                return;
-            }
+        if let Some((start, Part::Run(first))) = self.parts.last()
+            && first.checked_add_unsigned(self.len - start) == Some(lo)
+        {
+            self.len += size;
+            return;
         }
         if size < SHORT_RUN {
             (lo..=hi).for_each(|id| self.push(id, true));
@@ -145,11 +145,7 @@ impl EnqueuedIds {
         match self.parts.last_mut() {
             Some((_, Part::List(list))) if list.len() < PIECE => list.push(value),
             Some((start, Part::Run(first))) if is_new && first.checked_add_unsigned(self.len - *start) == Some(id) => {}
-            _ => {
-                let mut list = Vec::new();
-                list.push(value);
-                self.parts.push((self.len, Part::List(list)));
-            }
+            _ => self.parts.push((self.len, Part::List(vec![value]))),
         }
         self.len += 1;
     }

@@ -165,13 +165,10 @@ impl Producer {
         self.is_closed.store(true, Ordering::Relaxed);
         let running = self.thread.lock().take();
         self.inbox.close();
-        match running {
-            Some(running) => Some(running.thread),
-            None => {
-                self.outbox().end();
-                None
-            }
+        if running.is_none() {
+            self.outbox().end();
         }
+        running.map(|running| running.thread)
     }
 }
 

@@ -141,7 +141,7 @@ impl Stream {
             let ready = job.prepare().await?;
             self.prefilter = ready.duplicates * 100 > batch.len;
             ready.answer(batch, &mut self.ids);
-            self.tx.lanes.extend(ready.lanes());
+            self.tx.lanes.extend(ready.lanes(batch));
             self.tx.lanes.sort_unstable();
             self.tx.lanes.dedup();
             if self.tx.witness.is_none() {
@@ -219,12 +219,12 @@ impl Stream {
 
     /// Rolls back what is open.
     async fn close(&mut self) {
-        if let Some(mut seat) = self.tx.seat.take() {
-            if self.tx.is_open && seat.link.batch("ROLLBACK").await.is_err() {
-                if let Some(kept) = &mut seat.kept {
-                    **kept = None;
-                }
-            }
+        if let Some(mut seat) = self.tx.seat.take()
+            && self.tx.is_open
+            && seat.link.batch("ROLLBACK").await.is_err()
+            && let Some(kept) = &mut seat.kept
+        {
+            **kept = None;
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::engine::error::{Error, Kind, Result};
 
 /// Characters that a type, a queue or a token may have.
 pub const TEXT_LIMIT: usize = 255;
-/// Longest delay, a thousand years in seconds: far beyond use, and well inside what PostgreSQL and Python can hold as a time.
-pub const DELAY_LIMIT: f64 = 31_557_600_000.0;
+/// Longest delay, a hundred years in seconds (`DURATION_LIMIT` of settings.py): well inside what PostgreSQL and Python hold as a time.
+pub const DELAY_LIMIT: f64 = 3_155_760_000.0;
 
 /// Which lane a task goes to: its queue and type (the priority is 0).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

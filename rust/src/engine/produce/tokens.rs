@@ -68,8 +68,8 @@ pub(super) async fn take(
         let insert = link.query("insert_tokens", &params);
         let rows = match begin.take() {
             Some(begin) => {
-                let (begun, rows) = tokio::join!(link.batch(begin), insert);
-                begun?;
+                let (opened, rows) = tokio::join!(link.batch(begin), insert);
+                opened?;
                 rows?
             }
             None => insert.await?,

@@ -33,16 +33,16 @@ impl Witness {
 
     /// Was the transaction committed? An error says that it could not be found out in time.
     pub(super) async fn settle(&self, shared: &Shared) -> Result<bool> {
-        let line = Line::default();
+        let apart = Line::default();
         let until = Instant::now() + shared.settings.statement_timeout.max(shared.settings.connect_timeout);
         loop {
-            let answer = match line.get(shared, until).await {
+            let answer = match apart.get(shared, until).await {
                 Ok(link) => {
                     let answer = self.ask(&link).await;
-                    if let Err(e) = &answer {
-                        if e.is_lost() {
-                            line.forget(shared, &link, e).await;
-                        }
+                    if let Err(e) = &answer
+                        && e.is_lost()
+                    {
+                        apart.forget(shared, &link, e).await;
                     }
                     answer
                 }
