@@ -8,6 +8,7 @@ import enum
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import Final
@@ -27,6 +28,9 @@ Sink = Callable[[News], None]
 Steps = Generator[float | None, News | None, None]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+#: Seconds that a thread waits at a stretch. Python runs a signal's handler between two bytecodes: one that comes just as the main
+#: thread lets go of the interpreter to wait (which takes a while beside busy threads) is not run before it wakes up.
+_SLICE: Final = 0.5
 
 
 class Bell:
@@ -67,9 +71,14 @@ def drive(bell: Bell, steps: Steps, *, signals: bool) -> None:
     with bell.heard_by(news.put), _on_stop_signals(news.put if signals else None), contextlib.suppress(StopIteration):
         wait = next(steps)
         while True:
+            deadline = None if wait is None else time.monotonic() + wait
             came: News | None = None
-            with contextlib.suppress(queue.Empty):
-                came = news.get(timeout=wait)
+            while came is None:
+                left = _left(deadline)
+                with contextlib.suppress(queue.Empty):
+                    came = news.get(timeout=left)
+                if left == 0:
+                    break
             wait = steps.send(came)
 
 
@@ -85,11 +94,20 @@ async def drive_async(bell: Bell, steps: Steps, *, signals: bool) -> None:
     with bell.heard_by(sink), _on_stop_signals(sink if signals else None), contextlib.suppress(StopIteration):
         wait = next(steps)
         while True:
+            deadline = None if wait is None else time.monotonic() + wait
             came: News | None = None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    came = await news.get()
+            while came is None:
+                left = _left(deadline)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        came = await news.get()
+                if left == 0:
+                    break
             wait = steps.send(came)
+
+
+def _left(deadline: float | None) -> float:
+    return _SLICE if deadline is None else max(0.0, min(deadline - time.monotonic(), _SLICE))
 
 
 @contextlib.contextmanager

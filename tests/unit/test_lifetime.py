@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -76,6 +77,35 @@ def test_signals_are_news_and_handlers_are_put_back(driver: Driver, number: sign
     driver(Bell(), steps())
     assert seen == [News.SIGNAL, News.SIGNAL]
     assert signal.getsignal(number) is before
+
+
+@both
+def test_a_signal_that_does_not_interrupt_the_wait_is_seen(driver: Driver) -> None:
+    # Python's part of its handler then has to wait until the main thread wakes up by itself.
+    seen: list[News | None] = []
+    go = threading.Event()
+
+    def send() -> None:
+        go.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+
+    def steps() -> Steps:
+        go.set()
+        started = time.monotonic()
+        seen.append((yield 10.0))
+        assert time.monotonic() - started < 5
+
+    # So that it goes to the other thread.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        driver(Bell(), steps())
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    sender.join()
+    assert seen == [News.SIGNAL]
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
