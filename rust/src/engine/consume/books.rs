@@ -1,6 +1,6 @@
 //! What the loops of the I/O thread know of each other's claims.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Claims held, registrations, and what the control loop has seen for the claimer. Lives on the I/O thread alone.
 #[derive(Debug, Default)]
@@ -48,16 +48,27 @@ impl Books {
         }
     }
 
-    /// The last claim number whose call had ended when a heartbeat was sent: what the heartbeat reads back above it may yet be answered.
-    pub fn settled_no(&self) -> i64 {
-        self.claiming_after.unwrap_or(self.last_no)
-    }
-
-    /// Claims that the database says we hold and we know nothing of, though their calls had ended (`settled_no`) before it was asked:
-    /// their answers were lost.
-    pub fn orphans(&self, held: &[i64], settled_no: i64) -> Vec<i64> {
+    /// What is known when a heartbeat is sent, to judge what it reads back.
+    pub fn reckon(&self) -> Reckoning {
         let epoch = self.epoch();
-        held.iter().copied().filter(|no| *no <= settled_no && !self.held.contains_key(&(epoch, *no))).collect()
+        let held = self.held.keys().filter(|key| key.0 == epoch).map(|key| key.1).collect();
+        Reckoning { settled_no: self.claiming_after.unwrap_or(self.last_no), held }
+    }
+}
+
+/// The claims that were known when a heartbeat was sent.
+#[derive(Debug)]
+pub struct Reckoning {
+    /// The last claim number whose call had ended: the answers of later ones may be under way.
+    settled_no: i64,
+    held: HashSet<i64>,
+}
+
+impl Reckoning {
+    /// Of the claims that the database says we hold, those that we should have known of: their answers were lost. One that has been
+    /// completed since was known then.
+    pub fn orphans(&self, held: &[i64]) -> Vec<i64> {
+        held.iter().copied().filter(|no| *no <= self.settled_no && !self.held.contains(no)).collect()
     }
 }
 
@@ -70,14 +81,24 @@ mod tests {
         let mut books = Books { epochs: vec![7], last_no: 10, ..Books::default() };
         books.held.insert((0, 3), 5);
         // The heartbeat goes out while nothing is claimed; a claim is sent, stored, and seen by it before its answer is here.
-        let settled = books.settled_no();
+        let before = books.reckon();
         books.claiming_after = Some(10);
         books.last_no = 13;
-        assert_eq!(books.orphans(&[3, 11], settled), Vec::<i64>::new());
+        assert_eq!(before.orphans(&[3, 11]), Vec::<i64>::new());
         // And one that was under way when the heartbeat went out.
-        assert_eq!(books.orphans(&[3, 11], books.settled_no()), Vec::<i64>::new());
+        assert_eq!(books.reckon().orphans(&[3, 11]), Vec::<i64>::new());
         // Its connection broke: the next heartbeat finds it.
         books.claiming_after = None;
-        assert_eq!(books.orphans(&[3, 11], books.settled_no()), vec![11]);
+        assert_eq!(books.reckon().orphans(&[3, 11]), vec![11]);
+    }
+
+    #[test]
+    fn a_claim_that_was_completed_while_the_heartbeat_was_under_way_is_no_orphan() {
+        let mut books = Books { epochs: vec![7], last_no: 10, ..Books::default() };
+        books.held.insert((0, 3), 5);
+        let before = books.reckon();
+        books.settle(0, 3, 5);
+        assert!(books.held.is_empty());
+        assert_eq!(before.orphans(&[3]), Vec::<i64>::new());
     }
 }

@@ -168,9 +168,9 @@ impl<'a> Control<'a> {
     /// The heartbeat. If it finds no row we were declared dead: others have our tasks, so nothing of them starts here any more.
     async fn beat(&mut self) -> Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
-        let (me, epoch, settled_no) = {
+        let (me, epoch, known) = {
             let books = self.books.borrow();
-            (books.me(), books.epoch(), books.settled_no())
+            (books.me(), books.epoch(), books.reckon())
         };
         let running = self.running(epoch);
         let stopping = self.shared.phase() >= Phase::Stopping;
@@ -185,7 +185,7 @@ impl<'a> Control<'a> {
             self.shared.spread();
             self.shared.work.notify_all();
             Counters::add(&self.shared.counters.beats, 1);
-            let orphans = self.books.borrow().orphans(&held, settled_no);
+            let orphans = known.orphans(&held);
             if !orphans.is_empty() {
                 self.shared.log(
                     Level::Warning,
