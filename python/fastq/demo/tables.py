@@ -84,6 +84,8 @@ class Tables:
 
     def __init__(self, dsn: str, schema: str) -> None:
         self._db = Database(dsn, schema)
+        # Compiling a statement over all leaves takes seconds, running it less than one.
+        self._db.run("SET jit = off")
 
     def counts(self) -> Counts:
         """How many tasks wait, run, and have ended."""
