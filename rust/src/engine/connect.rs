@@ -22,7 +22,8 @@ const SESSION: &str = "SET enable_seqscan = off; SET plan_cache_mode = force_gen
 /// What may be lost in a crash is done again: claims, heartbeats, upkeep.
 const ASYNC_COMMIT: &str = "SET synchronous_commit = off";
 /// A role or database whose default is `off` would make an acknowledged enqueue a lie; stronger settings stay.
-const DURABLE_COMMIT: &str = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+const DURABLE_COMMIT: &str =
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Where to connect, and how long anything may take.
 #[derive(Debug, Clone)]
@@ -38,7 +39,13 @@ pub struct Target {
 
 impl Target {
     /// Reads a connection string (URI or keywords) as tokio-postgres does.
-    pub fn new(dsn: &str, schema: &str, part: &str, connect_timeout: Duration, statement_timeout: Duration) -> Result<Self> {
+    pub fn new(
+        dsn: &str,
+        schema: &str,
+        part: &str,
+        connect_timeout: Duration,
+        statement_timeout: Duration,
+    ) -> Result<Self> {
         // tokio-postgres names the keyword that is wrong and never shows a value.
         let mut config = Config::from_str(dsn).map_err(|e| {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
@@ -106,7 +113,10 @@ impl Target {
                 let e: Error = e;
                 Err(Error { message: format!("could not connect to {place}: {}", e.message), ..e })
             }
-            Err(_) => Err(Error::lost(format!("could not connect to {place}: no answer within {} s", self.connect_timeout.as_secs_f64()))),
+            Err(_) => Err(Error::lost(format!(
+                "could not connect to {place}: no answer within {} s",
+                self.connect_timeout.as_secs_f64()
+            ))),
         }
     }
 }
@@ -128,7 +138,10 @@ pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 impl Link {
     /// Runs `work` within the statement timeout; a silent server counts as a lost connection.
-    pub async fn within<T>(&self, work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
+    pub async fn within<T>(
+        &self,
+        work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+    ) -> Result<T> {
         match timeout(self.target.statement_timeout, work).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => {
@@ -140,7 +153,11 @@ impl Link {
                     None => e,
                 })
             }
-            Err(_) => Err(Error::lost(format!("no answer from {} within {} s", self.target.place(), self.target.statement_timeout.as_secs_f64()))),
+            Err(_) => Err(Error::lost(format!(
+                "no answer from {} within {} s",
+                self.target.place(),
+                self.target.statement_timeout.as_secs_f64()
+            ))),
         }
     }
 
@@ -207,10 +224,15 @@ impl Link {
         let (version, oldest): (i32, String) = (row.get(0), row.get(1));
         let known = MIGRATIONS.last().map_or(0, |m| m.0);
         if version < known {
-            return wrong(format!("schema {schema:?} is at step {version} and this fastq needs step {known}: run `fastq migrate`"));
+            return wrong(format!(
+                "schema {schema:?} is at step {version} and this fastq needs step {known}: run `fastq migrate`"
+            ));
         }
         if version > known && parse_version(&oldest) > parse_version(env!("CARGO_PKG_VERSION")) {
-            return wrong(format!("schema {schema:?} works with fastq {oldest} and later, and this is {}: upgrade it", env!("CARGO_PKG_VERSION")));
+            return wrong(format!(
+                "schema {schema:?} works with fastq {oldest} and later, and this is {}: upgrade it",
+                env!("CARGO_PKG_VERSION")
+            ));
         }
         Ok(())
     }
@@ -256,4 +278,3 @@ pub fn random_u64() -> u64 {
 pub fn random_f64() -> f64 {
     (random_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
-

@@ -95,7 +95,9 @@ impl std::error::Error for Error {}
 /// A FATAL error, an administrator's shutdown or a server in start-up or recovery ends or denies the connection.
 fn ends_connection(e: &DbError) -> bool {
     let class = &e.code().code()[..2];
-    matches!(e.severity(), "FATAL" | "PANIC") || class == "08" || matches!(e.code().code(), "57P01" | "57P02" | "57P03" | "25006")
+    matches!(e.severity(), "FATAL" | "PANIC")
+        || class == "08"
+        || matches!(e.code().code(), "57P01" | "57P02" | "57P03" | "25006")
 }
 
 /// Deadlocks, serialization failures, full disks and the like pass; a constraint or a syntax error does not.
@@ -108,7 +110,8 @@ impl From<tokio_postgres::Error> for Error {
         if let Some(db) = e.as_db_error() {
             let detail = db.hint().map(|h| format!(" ({h})")).unwrap_or_default();
             if ends_connection(db) {
-                let message = format!("PostgreSQL ended the connection: {} [{}]{detail}", db.message(), db.code().code());
+                let message =
+                    format!("PostgreSQL ended the connection: {} [{}]{detail}", db.message(), db.code().code());
                 return Self::lost(message);
             }
             let kind = Kind::Database { sqlstate: db.code().code().to_owned(), transient: is_transient(db.code()) };
@@ -119,7 +122,10 @@ impl From<tokio_postgres::Error> for Error {
             return Self::lost("the connection to PostgreSQL is closed");
         }
         let text = e.to_string();
-        if text.starts_with("error communicating") || text.starts_with("error connecting") || text.starts_with("unexpected message") {
+        if text.starts_with("error communicating")
+            || text.starts_with("error connecting")
+            || text.starts_with("unexpected message")
+        {
             return Self::lost(format!("{text}{cause}"));
         }
         Self::new(Kind::Database { sqlstate: String::new(), transient: false }, format!("{text}{cause}"))

@@ -21,7 +21,8 @@ where
     let body = move || {
         let run = std::panic::AssertUnwindSafe(|| runtime.block_on(main()));
         let cause = std::panic::catch_unwind(run).err().map(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            let text =
+                panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
             format!("the I/O thread panicked: {}", text.unwrap_or("without a message"))
         });
         if let Some(cause) = &cause {

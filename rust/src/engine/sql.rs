@@ -81,7 +81,10 @@ mod tests {
 
     #[test]
     fn the_prefix_alone_is_replaced() {
-        assert_eq!(render("SELECT fastq.a, nextval('fastq.b'), myfastq.c", "q x").unwrap(), "SELECT \"q x\".a, nextval('\"q x\".b'), myfastq.c");
+        assert_eq!(
+            render("SELECT fastq.a, nextval('fastq.b'), myfastq.c", "q x").unwrap(),
+            "SELECT \"q x\".a, nextval('\"q x\".b'), myfastq.c"
+        );
     }
 
     #[test]
