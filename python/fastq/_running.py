@@ -56,7 +56,10 @@ class Running:
         self.pid = os.getpid()
         self.own_loop = own_loop
         self.bell = Bell()
+        self._starting = threading.Lock()
+        self._is_up = False
         self._is_stopping = False
+        self._gave_up = False
         self._died = False
         self._failure: BaseException | None = None
         self._housekeeper = Housekeeper(self.engine, self._on_end)
@@ -86,21 +89,30 @@ class Running:
         """Start all of it, with async handlers on the running loop."""
         if self._dispatcher is not None:
             self._dispatcher.listen()
-        starting = asyncio.ensure_future(asyncio.to_thread(self.engine.start))
         try:
-            await asyncio.shield(starting)
+            await asyncio.to_thread(self._start_engine)
             if self._dispatcher is not None:
                 self._dispatcher.connect()
             self._begun()
         except asyncio.CancelledError:
-            # The thread can't be stopped: what it brings up is put down again.
-            starting.add_done_callback(lambda done: None if done.cancelled() or done.exception() else self._put_down())
+            # The thread can't be stopped: what it brings up is put down again, by who comes second.
+            with self._starting:
+                self._is_stopping = True
+                if self._is_up:
+                    self._put_down()
             if self._dispatcher is not None:
                 self._dispatcher.close()
             raise
         except BaseException:
             self._undo_begin()
             raise
+
+    def _start_engine(self) -> None:
+        self.engine.start()
+        with self._starting:
+            self._is_up = True
+            if self._is_stopping:
+                self._put_down()
 
     def _begun(self) -> None:
         self._housekeeper.start()
@@ -118,7 +130,7 @@ class Running:
             self._dispatcher.close()
 
     def _put_down(self) -> None:
-        self._is_stopping = True
+        # It asks for handler threads, and may have tasks already.
         self._housekeeper.start()
         self.engine.stop()
         self.engine.abandon()
@@ -143,7 +155,7 @@ class Running:
 
     def give_up(self) -> Steps:
         """Leave running handlers to the rescuer of another consumer, and wait for the engine's end."""
-        self._is_stopping = True
+        self._is_stopping = self._gave_up = True
         if running := self.engine.running:
             _log.warning("%d handlers did not end in time: their tasks will run again", running)
         else:
@@ -180,7 +192,7 @@ class Running:
             _log.error("the engine did not end within %g s: it is left behind", _GRACE)
             return
         # Handlers that were given up may hold their threads for ever: they are daemons.
-        self._housekeeper.join(_JOIN)
+        self._housekeeper.join(0.0 if self._gave_up else _JOIN)
 
     def check(self) -> None:
         """Raise ConsumerError if a part died before the stop."""
