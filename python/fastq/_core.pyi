@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, final
+from typing import Any, Self, final
 
 from fastq.settings import ConsumerSettings, ProducerSettings
 from fastq.task import Task
@@ -57,21 +57,26 @@ class TaskInfo:
 class Engine:
     """A consumer's claimer, completer, heartbeat and upkeep on one native thread that never waits for Python."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         settings: ConsumerSettings,
         handlers: list[Callable[[TaskInfo], object] | None],
         on_error: Callable[[TaskInfo, BaseException], tuple[float | None, str, str]],
-    ) -> None:
-        """handlers: one for each of settings.types, None where it is async. on_error gives the retry's delay in seconds
-        (None: failed for good), the error's text and its traceback."""
+    ) -> Self:
+        """Make one that is not started.
+
+        ``handlers``: one for each of settings.types, None where it is async. ``on_error`` gives the retry's delay in
+        seconds (None: failed for good), the error's text and its traceback.
+        """
     def start(self) -> None:
         """Connect, check the schema, register, and start. Raises DatabaseError, SchemaError or SettingsError."""
     def work(self) -> None:
         """A handler thread's life: runs sync handlers until the engine stops or the thread is no longer needed."""
     def watch(self, seconds: float) -> tuple[list[tuple[int, str, str]], int, bool]:
-        """Wait (detached) for something to do: log records (level, logger, message), handler threads to start, and whether
-        the engine has ended. Returns at the latest after ``seconds``."""
+        """Wait, detached, for something to do, at most ``seconds``.
+
+        Log records (level, logger, message), handler threads to start, and whether the engine has ended.
+        """
     def attach_loop(self, fd: int) -> None:
         """Async tasks wake the event loop by a byte written to socket ``fd`` (the caller keeps it open until the engine ended)."""
     def receive(self, limit: int) -> list[tuple[int, TaskInfo]]:
@@ -87,7 +92,11 @@ class Engine:
     def join(self, seconds: float) -> bool:
         """Wait until all outcomes are flushed and the thread has ended. False: not within ``seconds``."""
     def stats(self) -> Mapping[str, float]:
-        """Counters since the start: claimed, started, completed, retried, failed, refused, claims, flushes, statements, beats, reconnects."""
+        """Counters since the start.
+
+        Of tasks: claimed, started, completed, retried, failed, given_back, refused, timed_out. Of work: claims, flushes,
+        statements, beats, reconnects.
+        """
     @property
     def running(self) -> int:
         """Handlers that run now."""
@@ -104,7 +113,7 @@ class EnqueuedIds:
 class ProducerCore:
     """A producer's connections on one native thread of their own."""
 
-    def __init__(self, settings: ProducerSettings) -> None: ...
+    def __new__(cls, settings: ProducerSettings) -> Self: ...
     def enqueue(self, task: Task) -> tuple[int, bool]:
         """Durable when it returns. Coalesced with concurrent calls into one statement."""
     def enqueue_many(self, tasks: Iterable[Task], commit_every: int | None) -> EnqueuedIds:
