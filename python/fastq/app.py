@@ -96,7 +96,9 @@ class TaskFunction(Generic[P, R]):
             TypeError: the function does not take these arguments.
             FastqError: as `Producer.enqueue`.
         """
-        return self._app.producer.enqueue(self.task(*args, **kwargs))
+        # The task first: wrong arguments need no database to be refused.
+        task = self.task(*args, **kwargs)
+        return self._app.producer.enqueue(task)
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
         """As ``enqueue``, without making the event loop wait.
