@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
 
@@ -226,6 +227,33 @@ def test_loads_that_take_the_same_tokens_crosswise_all_succeed(
         one, two = (call.result(90.0) for call in calls)
     assert [id_ for id_, _ in one] == [id_ for id_, _ in two[10_000:] + two[:10_000]]
     assert sum(is_new for _, is_new in one + two) == 20_000 == count(db)
+    check_tokens(db)
+
+
+def test_large_loads_that_take_the_same_tokens_crosswise_all_succeed(
+    core: ProducerCore, dsn: str, migrated: str, db: psycopg.Connection
+) -> None:
+    """Too large to be kept in memory: the one that lost reads its first batches back from a file."""
+    tokens = [f"t{i}" for i in range(160)]
+    started = threading.Barrier(2)
+
+    def load(order: list[str]) -> Iterator[Task]:
+        for n, token in enumerate(order):
+            if n == len(order) // 2:
+                # Both hold what the other will want.
+                started.wait(30)
+            yield Task("a", token.encode() * 100_000, idempotency_token=token)
+
+    with producing(dsn, migrated) as other:
+        calls = [
+            Background(lambda c=c, order=order: answers(c.enqueue_many(load(order), None)))
+            for c, order in ((core, tokens), (other, tokens[80:] + tokens[:80]))
+        ]
+        one, two = (call.result(90.0) for call in calls)
+    assert [id_ for id_, _ in one] == [id_ for id_, _ in two[80:] + two[:80]]
+    assert sum(is_new for _, is_new in one + two) == 160 == count(db)
+    rows = db.execute("SELECT token, payload FROM token JOIN task USING (id)").fetchall()
+    assert {token: token.encode() * 100_000 for token in tokens} == dict(rows)
     check_tokens(db)
 
 

@@ -90,7 +90,7 @@ pub struct Group {
     pub whens: Vec<When>,
     /// How many there are.
     pub len: usize,
-    rows: Vec<u8>,
+    pub(super) rows: Vec<u8>,
 }
 
 /// A chunk of `ready`, born complete.
@@ -250,8 +250,8 @@ pub struct TokenAt {
     pub task: u32,
     /// Its group, which knows the type.
     pub group: u32,
-    start: u32,
-    end: u32,
+    pub(super) start: u32,
+    pub(super) end: u32,
 }
 
 /// Tasks that are sent together.
@@ -267,7 +267,7 @@ pub struct Batch {
     pub len: usize,
     /// Commit after it.
     pub commit: bool,
-    token_text: String,
+    pub(super) token_text: String,
     bytes: usize,
     known: HashMap<(usize, i16, bool), usize>,
 }

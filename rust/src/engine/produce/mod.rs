@@ -9,6 +9,7 @@
 //! | [`ids`] | reserved ids, and the compact answer |
 //! | `single`, `flight` | single enqueues: who flies together; one flight, its retries and its doubts |
 //! | `stream`, `batch`, `handoff` | `enqueue_many`: transactions; one batch; between caller and I/O thread |
+//! | `keep` | the batches of an open transaction, for sending it again |
 //! | `tokens` | idempotency tokens, always taken in one order |
 //! | `witness` | what became of a commit whose answer was lost |
 //! | `notify` | waking consumers, seldom |
@@ -21,6 +22,7 @@ pub mod copy;
 mod flight;
 mod handoff;
 pub mod ids;
+mod keep;
 mod notify;
 mod shared;
 mod single;

@@ -9,10 +9,12 @@ use tokio::time::timeout;
 
 use crate::engine::connect::Link;
 use crate::engine::error::{Error, Kind, Result};
+use crate::engine::logs::Level;
 use crate::engine::produce::batch;
 use crate::engine::produce::copy::Batch;
 use crate::engine::produce::handoff::{Ending, Message};
 use crate::engine::produce::ids::EnqueuedIds;
+use crate::engine::produce::keep::Kept;
 use crate::engine::produce::notify::announce;
 use crate::engine::produce::shared::{PART, Shared, Stats};
 use crate::engine::produce::witness::Witness;
@@ -20,8 +22,6 @@ use crate::engine::produce::witness::Witness;
 /// How long a transaction waits for the stream connection while another one uses it; then it gets one of its own, so that no call
 /// waits for the iterable of another (or for ever: the iterable may enqueue too).
 const SEAT_WAIT: Duration = Duration::from_secs(1);
-/// Bytes of batches that an open transaction keeps, to send them again after a deadlock or a lost connection.
-const KEEP_BYTES: usize = 16 * 1024 * 1024;
 /// Times that a transaction is sent anew.
 const TRIES: usize = 20;
 
@@ -43,12 +43,10 @@ struct Tx {
     is_open: bool,
     /// COMMIT was sent.
     is_committing: bool,
-    /// Its batches from the first one on, unless they became too many to keep.
-    batches: Vec<Batch>,
+    /// Its batches, to send them again after a deadlock or a lost connection.
+    kept: Kept,
     /// How many of them were sent.
     sent: usize,
-    bytes: usize,
-    is_cut: bool,
     /// Results before it.
     base: u64,
     witness: Option<Witness>,
@@ -77,8 +75,7 @@ impl Stream {
             match ending.handoff().next(self.tx.is_open.then_some(limit)).await {
                 Some(Message::Batch(batch)) => {
                     let commit = batch.commit;
-                    self.tx.bytes += batch.bytes();
-                    self.tx.batches.push(*batch);
+                    self.tx.kept.push(*batch);
                     self.advance(commit, ending).await?;
                 }
                 Some(Message::Finish) => {
@@ -112,23 +109,33 @@ impl Stream {
             announce(&self.shared, self.tx.lanes.iter().copied());
             Stats::add(&self.shared.stats.commits, 1);
             self.tx = Tx { base: self.ids.len(), ..Tx::default() };
-        } else if self.tx.bytes > KEEP_BYTES {
-            self.tx.is_cut = true;
-            self.tx.batches.clear();
-            self.tx.sent = 0;
+        } else {
+            match self.tx.kept.make_room().await {
+                Ok(true) => {}
+                Ok(false) => self.tx.sent = 0,
+                Err(e) => {
+                    self.tx.sent = 0;
+                    let message =
+                        format!("a large enqueue_many could not be kept in a file and would fail in a deadlock: {e}");
+                    self.shared.outbox.log(Level::Warning, PART, message);
+                }
+            }
         }
         Ok(())
     }
 
     async fn drive(&mut self, commit: bool) -> Result<()> {
         let link = self.sit().await?;
-        if self.tx.sent == self.tx.batches.len() && commit {
+        if self.tx.sent == self.tx.kept.len() && commit {
             self.tx.is_committing = true;
             Stats::add(&self.shared.stats.statements, 1);
             return link.batch("COMMIT").await;
         }
-        while let Some(batch) = self.tx.batches.get(self.tx.sent) {
-            let is_last = self.tx.sent + 1 == self.tx.batches.len();
+        let mut place = Batch::default();
+        let unreadable =
+            |e: std::io::Error| Error::new(Kind::Enqueue, format!("a kept batch could not be read back: {e}"));
+        while let Some(batch) = self.tx.kept.get(self.tx.sent, &mut place).await.map_err(unreadable)? {
+            let is_last = self.tx.sent + 1 == self.tx.kept.len();
             let job = batch::Job {
                 shared: &self.shared,
                 link: &link,
@@ -160,11 +167,7 @@ impl Stream {
         if error.is_lost() {
             if let Some(mut seat) = tx.seat.take() {
                 Stats::add(&self.shared.stats.reconnects, 1);
-                self.shared.outbox.log(
-                    crate::engine::logs::Level::Warning,
-                    PART,
-                    format!("lost a stream's connection: {error}"),
-                );
+                self.shared.outbox.log(Level::Warning, PART, format!("lost a stream's connection: {error}"));
                 if let Some(kept) = &mut seat.kept {
                     **kept = None;
                 }
@@ -185,7 +188,7 @@ impl Stream {
         }
         let may_pass = error.is_lost() || matches!(error.sqlstate(), Some("40P01" | "40001" | "23505"));
         tx.tries += 1;
-        if !may_pass || tx.is_cut || tx.tries > TRIES {
+        if !may_pass || tx.kept.is_cut() || tx.tries > TRIES {
             return Err(error);
         }
         if error.sqlstate() == Some("23505") {
