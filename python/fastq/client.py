@@ -28,7 +28,7 @@ LIMIT: Final = 10_000
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_ID: Final = 2**63 - 1
-_AFTER: Final = re.compile(r"(?P<order>id|created_at)-(?P<way>up|down)-(?P<time>-?\d+)-(?P<id>\d+)", re.ASCII)
+_AFTER: Final = re.compile(r"(?P<order>id|created_at)-(?P<way>up|down)-(?P<time>-?\d{1,17})-(?P<id>\d{1,18})", re.ASCII)
 # Which parts of the storage a word reads: kinds of what waits, what runs, what completed, what ended badly.
 _WAITING: Final = ("ready", *KINDS)
 _ENDED_BADLY: Final = ("failed", "cancelled", "expired")
