@@ -34,7 +34,9 @@ _NAMED: Final = 5
 
 
 @click.command()
-@click.option("--tasks", type=click.IntRange(1_000, 1_000_000), default=200_000, show_default=True, metavar="N")
+@click.option(
+    "--tasks", type=click.IntRange(1_000, 1_000_000), default=200_000, show_default=True, metavar="N", help="How many."
+)
 @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object on standard output.")
 @click.option("--dsn", metavar="DSN", help="Use this database.  [a private PostgreSQL, in FASTQ_DATA_DIR, else .fastq]")
 def demo(*, tasks: int, as_json: bool, dsn: str | None) -> None:
