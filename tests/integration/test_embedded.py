@@ -564,6 +564,44 @@ def test_a_killed_server_comes_back_by_itself(data_dir: Path) -> None:
         assert postmaster_pid(server.admin_dsn) != pid
 
 
+def restarted_pid(data_dir: Path, killed: int) -> int:
+    """The process id of the server that the keeper starts in place of the `killed` one, as early as it is known."""
+
+    def look() -> int:
+        pid = int(json.loads((home_of(data_dir) / "status.json").read_text())["pid"])
+        return pid if pid != killed else 0
+
+    return wait_until(look, message="the server's restart")
+
+
+def test_a_server_killed_while_it_comes_back_comes_back_again(data_dir: Path) -> None:
+    with embedded.start(data_dir) as server:
+        first = postmaster_pid(server.admin_dsn)
+        os.kill(first, signal.SIGKILL)
+        second = restarted_pid(data_dir, first)
+        os.kill(second, signal.SIGKILL)
+        with embedded.start(data_dir) as again:
+            assert postmaster_pid(again.admin_dsn) not in {first, second}
+
+
+def test_a_server_whose_keeper_was_killed_while_it_started_is_taken_over(data_dir: Path) -> None:
+    with embedded.start(data_dir) as server:
+        first = postmaster_pid(server.admin_dsn)
+        os.kill(first, signal.SIGKILL)
+        second = restarted_pid(data_dir, first)
+        os.kill(second, signal.SIGSTOP)
+        try:
+            kill_keeper(data_dir)
+            with User(data_dir) as user:
+                assert wait_until(lambda: keeper_pid(home_of(data_dir)))
+                os.kill(second, signal.SIGCONT)
+                assert postmaster_pid(user.admin_dsn) == second
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(second, signal.SIGCONT)
+    wait_until(lambda: is_stopped(data_dir))
+
+
 def test_a_start_right_after_the_servers_kill_waits_for_its_return(data_dir: Path) -> None:
     with embedded.start(data_dir) as server:
         os.kill(postmaster_pid(server.admin_dsn), signal.SIGKILL)

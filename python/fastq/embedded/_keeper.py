@@ -103,10 +103,10 @@ class Keeper:
 
     def _watch(self) -> bool:
         """Goes on while the server is to run. Whether its end is a failure, which was published."""
-        self._adopt()
         while not self._is_told_to_stop and self._home.is_in_place() and not self._last_user_gone():
             if self._is_down:
-                if time.monotonic() >= self._start_at:
+                # At each attempt: one that was still starting did not answer yet the time before.
+                if time.monotonic() >= self._start_at and not self._adopt():
                     self._launch()
             elif not self._server_lives():
                 self._lost()
@@ -153,17 +153,19 @@ class Keeper:
         lines = self._postmaster_file()
         return len(lines) >= 8 and lines[0] == str(self._status.pid) and lines[7].strip() == "ready"
 
-    def _adopt(self) -> None:
-        """Takes over a server whose keeper was killed."""
+    def _adopt(self) -> bool:
+        """Takes over a server whose keeper was killed, if one answers."""
         lines = self._postmaster_file()
         if len(lines) < 6 or not lines[0].isdigit():
-            return
+            return False
         found = Status(pid=int(lines[0]), host=lines[4] or lines[5], port=int(lines[3]))
-        if found.answers():
-            self._say(f"took over the running server {found.pid}")
-            self._status = found
-            self._is_down = False
-            self._publish("starting")
+        if not found.answers():
+            return False
+        self._say(f"took over the running server {found.pid}")
+        self._status = found
+        self._is_down = False
+        self._publish("starting")
+        return True
 
     def _launch(self) -> None:
         try:
@@ -249,6 +251,8 @@ class Keeper:
     def _lost(self) -> None:
         """The server has ended without being told to."""
         was_ready = self._status.state == "ready"
+        # Of one that is not our child nothing is known: it counts as killed too.
+        was_killed = self._child is None or (self._child.poll() or 0) < 0
         self._child = None
         self._is_down = True
         self._status.pid = 0
@@ -258,7 +262,7 @@ class Keeper:
             return
         message = (self._home.read(LOG_NAME, offset=self._log_offset) or "")[-4000:].strip()
         now = time.monotonic()
-        if any(text in message for text in _TRANSIENT):
+        if was_killed or any(text in message for text in _TRANSIENT):
             self._transient_until = self._transient_until or now + _TRANSIENT_FOR
             if now < self._transient_until:
                 self._start_at = now + 0.1
@@ -353,7 +357,8 @@ def main(argument: str) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    os.write(tell, b"k")
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more: it will find no users
+        os.write(tell, b"k")
     os.close(tell)
     status = keeper.run()
     os.close(lock)  # before the locks that keep newcomers waiting, which go with the process
