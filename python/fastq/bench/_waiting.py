@@ -14,8 +14,10 @@ Progress: TypeAlias = Callable[[str, int | None, Callable[[], float]], AbstractC
 
 #: Seconds without any progress after which it is given up: longer than any of fastq's own waits.
 STALL: Final = 60.0
+#: Seconds between two looks: at the end, before anything has come, and at most.
 _SHORTEST: Final = 0.001
-_LONGEST: Final = 0.25
+_FIRST: Final = 0.01
+_LONGEST: Final = 0.05
 
 
 def no_progress(_what: str, _total: int | None, _done: Callable[[], float]) -> AbstractContextManager[None]:
@@ -31,18 +33,17 @@ def wait_for(what: str, done: Callable[[], float], total: int, *, stall: float =
     Raises:
         BenchError: no progress for ``stall`` seconds.
     """
-    began = changed = time.perf_counter()
-    first = last = done()
-    while last < total:
-        now = time.perf_counter()
-        rate = (last - first) / (now - began) if last > first else 0.0
-        time.sleep(max(_SHORTEST, min(_LONGEST, (total - last) / rate / 2)) if rate else _SHORTEST * 10)
-        found = done()
-        now = time.perf_counter()
+    at = changed = time.perf_counter()
+    found = done()
+    rate = 0.0
+    while found < total:
+        # Half of the way that is left at the fastest it has been: never far beyond the end.
+        time.sleep(max(_SHORTEST, min(_LONGEST, (total - found) / rate / 2 if rate else _FIRST)))
+        before, last, found, at = at, found, done(), time.perf_counter()
         if found != last:
-            last, changed = found, now
-        elif now - changed > stall:
-            raise BenchError(f"{what}: stopped at {last:,.0f} of {total:,}; nothing more came for {stall:g} s")
+            rate, changed = max(rate, (found - last) / (at - before)), at
+        elif at - changed > stall:
+            raise BenchError(f"{what}: stopped at {found:,.0f} of {total:,}; nothing more came for {stall:g} s")
     return time.perf_counter()
 
 
