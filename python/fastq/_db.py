@@ -181,9 +181,13 @@ def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
             cursor_factory=psycopg.RawCursor,
         )
     except psycopg.Error as error:
-        message = f"could not connect to {_describe(given, dsn)}: {_hide(str(error).strip(), given, dsn)}"
+        text = str(error).strip()
         # `from None`: the original may quote a misread password.
-        raise DatabaseError(message, sqlstate=error.sqlstate, is_transient=not _NEVER.search(message)) from None
+        raise DatabaseError(
+            f"could not connect to {_describe(given, dsn)}: {_hide(text, given, dsn)}",
+            sqlstate=error.sqlstate,
+            is_transient=not _NEVER.search(text),
+        ) from None
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     # By default a number's type is the smallest that holds it, so that `$1` means another type with another value.
     connection.adapters.register_dumper(int, Int8Dumper)
@@ -210,7 +214,7 @@ def _hide(message: str, given: dict[str, Any], dsn: str) -> str:
         )
     for key in ("password", "sslpassword"):
         if secret := given.get(key):
-            message = message.replace(str(secret), "***")
+            message = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", message)
     return message
 
 
