@@ -102,11 +102,11 @@ def _examine_server(db: Database, took: float) -> Iterator[Check]:
 
 
 def _examine_schema(db: Database) -> Iterator[Check]:
-    rights = [f"{privilege} on {name}" for privilege, name in db.query("doctor_rights", db.schema)]
+    rights = [f"{privileges} on {name}" for privileges, name in db.query("doctor_rights", db.schema)]
     if rights:
-        # Without them the schema can't be looked at; with them gone, what a look at it says is about them.
         yield Check("rights", "problem", f"missing: {_some(rights)}")
-        if any(right.endswith(f" on schema {db.schema}") or right == "SELECT on migration" for right in rights):
+        if not {f"USAGE on schema {db.schema}", "SELECT on migration"}.isdisjoint(rights):
+            # It can't even be looked at.
             return
     try:
         migrations.check(db)
@@ -135,4 +135,4 @@ def _examine_consumers(db: Database) -> Iterator[Check]:
 
 def _some(things: list[str]) -> str:
     more = f" and {len(things) - _SHOWN:,} more" if len(things) > _SHOWN else ""
-    return ", ".join(things[:_SHOWN]) + more
+    return "; ".join(things[:_SHOWN]) + more
