@@ -12,7 +12,7 @@
         *.conf, *.lock, status.json
 
 PostgreSQL refuses to run as root. Root's server runs as an existing plain user, ``postgres`` or else ``nobody``, and
-the home is that user's. Where that user can't reach it (a data directory under ``/root``), no folder's permissions are
+the home is that user's. Where that user can't reach it (below root's own home directory), no folder's permissions are
 touched: the home is made in a folder of root's, ``/var/lib/fastq-embedded`` or else under ``/var/tmp`` or the system's
 temporary folder, and ``pg`` is a link that remembers it. Such a home has to be deleted apart from `data_dir`.
 """
