@@ -1,0 +1,93 @@
+"""What a type checker makes of the public surface. Never run: mypy reads it, and an ignore that is not needed is an error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import assert_type
+
+import fastq
+from fastq import App, Client, Consumer, Enqueued, Producer, Task, TaskInfo, TaskRecord
+
+app = App("host=nowhere")
+
+
+@app.task("email:send", queue="mail", max_attempts=5, timeout=timedelta(seconds=30))
+def send(to: str, subject: str = "Hello", *, copy: bool = False) -> int:
+    return len(to + subject) + copy
+
+
+@app.task("report:make")
+async def report(day: int) -> str:
+    return str(day)
+
+
+assert_type(send("a"), int)
+assert_type(send.enqueue("a", subject="b", copy=True), Enqueued)
+assert_type(send.task(to="a"), Task)
+assert_type(send.with_options(delay=60, queue="later").enqueue("a"), Enqueued)
+assert_type(report.task(7), Task)
+
+send.enqueue()  # type: ignore[call-arg]
+send.enqueue(5)  # type: ignore[arg-type]
+send.enqueue("a", cc="b")  # type: ignore[call-arg]
+send.task(subject="b")  # type: ignore[call-arg]
+send.with_options(priority=1)  # type: ignore[call-arg]
+send.with_options(delay=60).enqueue(1)  # type: ignore[arg-type]
+app.task("t", retries=1)  # type: ignore[call-arg]
+app.consumer(concurrency=4, poll_interval=timedelta(seconds=2))
+app.consumer(concurency=4)  # type: ignore[call-arg]
+
+
+async def from_async_code(producer: Producer) -> None:
+    assert_type(await report(1), str)
+    assert_type(await report.aenqueue(1), Enqueued)
+    assert_type(await producer.aenqueue(Task("t")), Enqueued)
+    await report.aenqueue("x")  # type: ignore[arg-type]
+
+    async def tasks() -> AsyncIterator[Task]:
+        yield Task("t")
+
+    assert_type(await producer.aenqueue_many(tasks(), commit_every=10), Sequence[Enqueued])
+    async with producer as entered:
+        assert_type(entered, Producer)
+
+
+def parts(producer: Producer, client: Client) -> None:
+    id_, is_new = producer.enqueue(Task("t", {"a": 1}, delay=timedelta(minutes=1)))
+    assert_type(id_, int)
+    assert_type(is_new, bool)
+    results = producer.enqueue_many(Task("t") for _ in range(3))
+    assert_type(results[0], Enqueued)
+    assert_type(results[1:], Sequence[Enqueued])
+    assert_type(client.get_task(1), TaskRecord)
+    Task("t", priority=1)  # type: ignore[call-arg]
+    Task("t", {}, "queue")  # type: ignore[call-arg]
+    producer.enqueue("t")  # type: ignore[arg-type]
+    Producer(pool=3)  # type: ignore[call-arg]
+
+
+consumer = Consumer(queues=["a"], concurrency=8, retry_policy=fastq.ConstantBackoff(5), heartbeat_interval=1.0)
+Consumer(queues={"a": 1})  # type: ignore[arg-type]
+Consumer(retry_policy=5)  # type: ignore[arg-type]
+Consumer(hearbeat_interval=1.0)  # type: ignore[call-arg]
+
+
+@consumer.handler("t", workers=2, timeout=30)
+def handle(task: TaskInfo) -> None:
+    assert_type(task.id, int)
+    assert_type(task.raw_payload, bytes)
+    task.attempt = 2  # type: ignore[misc]
+
+
+@consumer.handler("u")
+async def ahandle(task: TaskInfo) -> None: ...
+
+
+@consumer.handler("v")  # type: ignore[type-var]
+def wrong(task: str) -> None: ...
+
+
+assert_type(handle(task=None), None)  # type: ignore[arg-type]  # a decorated handler stays what it is
+
+fastq.Job  # type: ignore[attr-defined]  # noqa: B018 - what is not there is not there for a checker either
