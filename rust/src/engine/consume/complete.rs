@@ -38,6 +38,8 @@ struct Flush {
     failed: Vec<(i64, i64, Failure, u32)>,
     given_back: BTreeMap<i64, Vec<i64>>,
     count: usize,
+    /// It was sent before and no answer came: what is refused now may have been stored then.
+    in_doubt: bool,
 }
 
 /// Which of the three statements a refusal came from.
@@ -61,8 +63,9 @@ impl Flush {
 
     /// Two flushes of half the members each, for finding the one that a statement fails for.
     fn split(self) -> (Flush, Flush) {
-        let mut halves = (Flush::default(), Flush::default());
         let half = self.count / 2;
+        let like = || Flush { in_doubt: self.in_doubt, ..Flush::default() };
+        let mut halves = (like(), like());
         for (i, ended) in self.into_members().enumerate() {
             if i < half { halves.0.add(ended) } else { halves.1.add(ended) }
         }
@@ -179,9 +182,8 @@ impl<'a> Completer<'a> {
     async fn store(&mut self, epoch: u32, flush: Flush) {
         let mut todo = vec![flush];
         let mut backoff = Backoff::default();
-        let mut in_doubt = false;
         let mut complained = false;
-        while let Some(flush) = todo.pop() {
+        while let Some(mut flush) = todo.pop() {
             let me = self.books.borrow().epochs.get(epoch as usize).copied().unwrap_or(0);
             match self.send(me, &flush).await {
                 Ok(refused) => {
@@ -189,11 +191,12 @@ impl<'a> Completer<'a> {
                         complained = false;
                         self.shared.log(Level::Info, "completer", "stores results again");
                     }
-                    self.settle(epoch, me, &flush, refused, in_doubt).await;
-                    in_doubt = false;
+                    self.settle(epoch, me, &flush, refused).await;
                     backoff.reset();
                 }
                 Err(e) if is_members_fault(&e) => {
+                    // The other statements of the flight may have been stored.
+                    flush.in_doubt = true;
                     if flush.count > 1 {
                         let (a, b) = flush.split();
                         todo.push(b);
@@ -213,7 +216,7 @@ impl<'a> Completer<'a> {
                         );
                     }
                     if e.is_lost() {
-                        in_doubt |= self.link.is_some();
+                        flush.in_doubt |= self.link.is_some();
                         self.link = None;
                     }
                     todo.push(flush);
@@ -327,7 +330,7 @@ impl<'a> Completer<'a> {
     }
 
     /// Counts a stored flush; what was refused is logged, unless an earlier try whose answer was lost had stored it.
-    async fn settle(&mut self, epoch: u32, me: i64, flush: &Flush, refused: Vec<(Part, i64, IdSet)>, in_doubt: bool) {
+    async fn settle(&mut self, epoch: u32, me: i64, flush: &Flush, refused: Vec<(Part, i64, IdSet)>) {
         for (no, count) in flush.by_claim() {
             self.books.borrow_mut().settle(epoch, no, count);
         }
@@ -343,11 +346,15 @@ impl<'a> Completer<'a> {
         if refused.is_empty() {
             return;
         }
-        let mut gone: Vec<(i64, i64)> =
-            refused.iter().flat_map(|(_, no, ids)| ids.iter().map(|id| (*no, id))).collect();
-        if in_doubt {
+        // What could not be given back is another's by now, which is what giving back is for.
+        let results = refused.iter().filter(|r| r.0 != Part::GivenBack);
+        let mut gone: Vec<(i64, i64)> = results.flat_map(|(_, no, ids)| ids.iter().map(|id| (*no, id))).collect();
+        if flush.in_doubt && !gone.is_empty() {
             match self.find_ours(me, &gone).await {
-                Ok(ours) => gone.retain(|g| !ours.contains(g)),
+                Ok(ours) => {
+                    gone.retain(|g| !ours.contains(g));
+                    counters.completed.fetch_add(ours.len() as u64, Ordering::Relaxed);
+                }
                 Err(e) => self.shared.log(
                     Level::Warning,
                     "completer",
