@@ -513,7 +513,7 @@ consumer.stop()
 sys.exit(os.waitstatus_to_exitcode(status))
 """
     done = run_python(code, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
 
 
 # --- when a part of it dies ------------------------------------------------------------------------
