@@ -1,0 +1,143 @@
+"""The README's first screen and the quickstart do what they say: each Python block is run as printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fastq
+from tests.support.waiting import wait_until
+
+_ROOT = Path(__file__).parents[2]
+_BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (\w+\.py)\n")
+
+
+class Document:
+    """A document's blocks, its files written into a folder of their own."""
+
+    def __init__(self, path: Path, folder: Path, dsn: str, schema: str) -> None:
+        self.folder = folder
+        self.env = {**os.environ, "FASTQ_DSN": dsn, "FASTQ_SCHEMA": schema, "PYTHONPATH": str(folder)}
+        blocks = _BLOCK.findall(path.read_text(encoding="utf-8"))
+        self.shell = [text for language, text in blocks if language == "sh"]
+        self.script = ""
+        for language, text in blocks:
+            if name := _FILE.match(text):
+                (folder / name[1]).write_text(text)
+            elif language == "python":
+                self.script += text + "\n"
+
+    def python(self, *args: str, text: str | None = None) -> str:
+        """Runs Python in the folder; gives what it printed."""
+        done = subprocess.run(
+            [sys.executable, *args],
+            check=False,
+            input=text,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.env,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+class Worker:
+    """``fastq worker tasks:app`` in a document's folder."""
+
+    def __init__(self, document: Document) -> None:
+        self._output = document.folder / "worker.out"
+        with self._output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fastq", "worker", "tasks:app"],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=document.folder,
+                env=document.env,
+            )
+
+    def has_said(self, *lines: str) -> bool:
+        assert self.process.poll() is None, self._output.read_text()
+        return set(lines) <= set(self._output.read_text().splitlines())
+
+    def stop(self) -> int:
+        self.process.terminate()
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture
+def document(request: pytest.FixtureRequest, tmp_path: Path, dsn: str, migrated: str) -> Document:
+    return Document(_ROOT / request.param, tmp_path, dsn, migrated)
+
+
+@pytest.fixture
+def worker(document: Document) -> Iterator[Worker]:
+    started = Worker(document)
+    yield started
+    assert started.stop() == 0
+
+
+@pytest.mark.parametrize("document", ["README.md"], indirect=True)
+def test_readme(document: Document, worker: Worker) -> None:
+    document.python("send.py")
+    wait_until(
+        lambda: worker.has_said("to a@example.com: Hello", "to b@example.com: Hello, five seconds later"),
+        timeout=30,
+        message="both mails of the README",
+    )
+
+
+@pytest.mark.parametrize("document", ["docs/quickstart.md"], indirect=True)
+def test_quickstart_first_task(document: Document, worker: Worker) -> None:
+    assert document.python("first.py").startswith("task ")
+    command = next(line for text in document.shell for line in text.splitlines() if "email:send '" in line)
+    subprocess.run(
+        ["sh", "-c", command.replace("fastq ", f"{sys.executable} -m fastq ", 1)],
+        check=True,
+        cwd=document.folder,
+        env=document.env,
+        timeout=60,
+    )
+    wait_until(
+        lambda: worker.has_said("to a@example.com: Hello", "the report of 2030-01", "to b@example.com: From a shell"),
+        timeout=30,
+        message="what the quickstart enqueues first",
+    )
+
+
+@pytest.mark.parametrize("document", ["docs/quickstart.md"], indirect=True)
+def test_quickstart_file(document: Document, dsn: str, migrated: str) -> None:
+    commands = next(text for text in document.shell if "tasks.jsonl" in text)
+    subprocess.run(
+        ["sh", "-ec", commands.replace("fastq enqueue", f"{sys.executable} -m fastq enqueue")],
+        check=True,
+        cwd=document.folder,
+        env=document.env,
+        timeout=60,
+    )
+    with fastq.Client(dsn, schema=migrated) as client:
+        [task] = client.list_tasks()
+    assert (task.type, task.queue) == ("email:send", "mail")
+
+
+@pytest.mark.parametrize("document", ["docs/quickstart.md"], indirect=True)
+def test_quickstart_script(document: Document, dsn: str, migrated: str) -> None:
+    # One program, from the blocks in their order; a warning would be an error of the document.
+    printed = document.python("-W", "error", "-", text=document.script)
+    assert "10000 tasks, the first one" in printed
+    with fastq.Client(dsn, schema=migrated) as client:
+        counts = client.counts(by="type", states=["pending", "completed", "scheduled"])
+    # In bulk, once for the token, two delayed ones, and one from async code.
+    assert sum(counts["email:send"].values()) - counts["email:send"]["scheduled"] == 10_000 + 30_000 + 1 + 2 + 1
+    assert counts["email:send"]["scheduled"] == 2
