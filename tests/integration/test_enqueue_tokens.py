@@ -167,14 +167,20 @@ def test_a_token_in_an_open_transaction_holds_up_only_its_own_task(
         others = [Background(lambda n=n: core.enqueue(task(None if n % 2 else f"free{n}", n))) for n in range(40)]
         assert all(call.result(timeout=2.0)[1] for call in others)
         assert time.monotonic() - started < 2.0
-        # And from now on nobody waits any more.
+        # And from now on nobody waits any more, whoever else asks for the token.
         started = time.monotonic()
+        more = []
         for n in range(20):
+            more.append(Background(lambda n=n: core.enqueue(task("x", n))))
             assert core.enqueue(task(f"more{n}", n))[1]
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 2.0
         assert not blocked.is_done
         getattr(other, end)()
     id_, is_new = blocked.result()
+    got = [call.result() for call in more]
+    assert len({id_, *(each for each, _ in got)}) == 1
+    assert is_new + sum(new for _, new in got) == (end == "rollback")
+    is_new = end == "rollback"
     assert (id_ == 99, is_new) == ((True, False) if end == "commit" else (False, True))
 
 

@@ -180,7 +180,6 @@ impl Job<'_> {
                 return Err(Error::new(Kind::Enqueue, format!("COPY took {rows} of {expected} rows")));
             }
         }
-        Stats::add(&self.shared.stats.enqueued, batch.len - ready.duplicates);
         Ok(())
     }
 }

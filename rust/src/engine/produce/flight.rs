@@ -15,8 +15,12 @@ use crate::engine::produce::shared::{Line, Param, Shared, Stats};
 use crate::engine::produce::task::{NewTask, When};
 use crate::engine::produce::tokens::{self, Wanted};
 
-/// Deadlocks and serialization failures in a row before one is believed.
-const TRIES: usize = 20;
+/// Tries of one flight, over reconnects, deadlocks and doubts.
+const TRIES: usize = 100;
+/// Pause before a try that somebody else's transaction decides.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Blocks of ids that turn out to be taken before that is an error.
+const BLOCKS: usize = 20;
 
 /// How a flight is sent.
 pub(super) struct Manner<'a> {
@@ -56,7 +60,7 @@ struct Plan<'a> {
 /// Enqueues all of them or none; answers per task its id and whether it is new.
 pub(super) async fn send(shared: &Arc<Shared>, tasks: &[&NewTask], manner: &Manner<'_>) -> Result<Vec<(i64, bool)>> {
     let mut plan = Plan::new(shared, tasks, manner.deadline).await?;
-    for _ in 0..TRIES {
+    for _ in 0..BLOCKS {
         plan.number(shared, manner.deadline).await?;
         if plan.send_numbered(shared, manner).await? {
             Stats::add(&shared.stats.enqueued, plan.is_new().filter(|&new| new).count());
@@ -95,44 +99,35 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Sends until it is known to be in, over reconnects and deadlocks. False: the ids are somebody else's.
+    /// Sends until it is known to be in, over reconnects. False: the ids are somebody else's.
     async fn send_numbered(&mut self, shared: &Arc<Shared>, manner: &Manner<'_>) -> Result<bool> {
         // Once an answer was lost, it must first be found out what became of it, for as long as that may take.
         let mut doubt: Option<Instant> = None;
-        let mut tries = 0;
-        loop {
-            let deadline = doubt.unwrap_or(manner.deadline);
-            let link = manner.line.get(shared, deadline).await.map_err(|e| in_doubt(e, doubt))?;
-            let result = self.send_once(shared, &link, manner, doubt.is_some()).await;
-            match result {
+        for _ in 0..TRIES {
+            let link =
+                manner.line.get(shared, doubt.unwrap_or(manner.deadline)).await.map_err(|e| in_doubt(e, doubt))?;
+            let error = match self.send_once(shared, &link, manner, doubt.is_some()).await {
                 Ok(Some(is_ours)) => return Ok(is_ours),
-                Ok(None) => {}
-                Err(e) if e.is_lost() => {
-                    manner.line.forget(shared, &link, &e).await;
+                Ok(None) => continue,
+                Err(e) => e,
+            };
+            match error.sqlstate() {
+                _ if error.is_lost() => {
+                    manner.line.forget(shared, &link, &error).await;
                     let limit = shared.settings.statement_timeout.max(shared.settings.connect_timeout);
-                    let until = *doubt.get_or_insert_with(|| Instant::now() + limit);
-                    if Instant::now() >= until {
-                        return Err(in_doubt(e, doubt));
-                    }
+                    doubt.get_or_insert_with(|| Instant::now() + limit);
                 }
-                Err(e) if matches!(e.sqlstate(), Some("40P01" | "40001")) && tries < TRIES => {
-                    tries += 1;
-                    // Whoever won should be through first.
-                    sleep(Duration::from_millis(5)).await;
-                }
-                Err(e) if doubt.is_some() && e.sqlstate() != Some("23505") => return Err(in_doubt(e, doubt)),
-                Err(e) if e.sqlstate() == Some("23505") => {
-                    if doubt.is_none() {
-                        return Ok(false);
-                    }
-                    tries += 1;
-                    if tries >= TRIES {
-                        return Err(in_doubt(e, doubt));
-                    }
-                }
-                Err(e) => return Err(e),
+                Some("23505") if doubt.is_none() => return Ok(false),
+                // The first try was still under way, and came through or has it all locked.
+                Some("23505" | "55P03" | "40P01" | "40001") if doubt.is_some() => sleep(LOOK_AGAIN).await,
+                Some("40P01" | "40001") if self.wanted.is_empty() => sleep(LOOK_AGAIN).await,
+                _ => return Err(in_doubt(error, doubt)),
+            }
+            if doubt.is_some_and(|until| Instant::now() >= until) {
+                return Err(in_doubt(error, doubt));
             }
         }
+        Err(in_doubt(Error::new(Kind::Enqueue, format!("it did not succeed in {TRIES} tries")), doubt))
     }
 
     /// One try: Some(true) it is in, Some(false) the ids are somebody else's, None: look again.
@@ -164,8 +159,9 @@ impl<'a> Plan<'a> {
         is_again: bool,
     ) -> Result<Sent> {
         self.holders.fill(0);
-        let mut begin = format!("BEGIN; SET LOCAL lock_timeout = {}", manner.lock_timeout.as_millis());
+        let mut begin = "BEGIN".to_owned();
         if !self.wanted.is_empty() {
+            begin = format!("BEGIN; SET LOCAL lock_timeout = {}", manner.lock_timeout.as_millis());
             let held = tokens::take(shared, link, Some(&begin), &self.wanted, |n| self.ids[n]).await;
             let held = rolled_back(link, held).await?;
             // A token that answers with our own id: the first try is in after all.
@@ -352,6 +348,11 @@ impl<'a> Columns<'a> {
             payloads: tasks.iter().map(|&n| plan.tasks[n].payload.as_slice()).collect(),
         }
     }
+}
+
+/// Somebody's open transaction holds a token for too long, or crosswise.
+pub(super) fn is_blocked(e: &Error) -> bool {
+    matches!(e.sqlstate(), Some("55P03" | "40P01"))
 }
 
 /// Ends the transaction of a failed statement, so that the connection can go on.

@@ -8,6 +8,7 @@
 //! | [`copy`] | rows for binary COPY, batches, chunks |
 //! | [`ids`] | reserved ids, and the compact answer |
 //! | `single`, `flight` | single enqueues: who flies together; one flight, its retries and its doubts |
+//! | `parking` | single enqueues that wait for somebody's token, apart from the others |
 //! | `stream`, `batch`, `handoff` | `enqueue_many`: transactions; one batch; between caller and I/O thread |
 //! | `keep` | the batches of an open transaction, for sending it again |
 //! | `tokens` | idempotency tokens, always taken in one order |
@@ -24,6 +25,7 @@ mod handoff;
 pub mod ids;
 mod keep;
 mod notify;
+mod parking;
 mod shared;
 mod single;
 mod stream;

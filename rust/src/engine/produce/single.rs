@@ -1,16 +1,18 @@
 //! Single enqueues, coalesced: a flight leaves at once when none is under way, and gathers while one is.
 
-use std::mem;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
-use crate::engine::error::{Error, Result};
+use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::answer::Reply;
-use crate::engine::produce::flight::{self, Manner};
-use crate::engine::produce::shared::{Line, Shared};
+use crate::engine::produce::flight::{self, Manner, is_blocked};
+use crate::engine::produce::parking::{self, Parking};
+use crate::engine::produce::shared::Shared;
 use crate::engine::produce::task::NewTask;
 
 /// Tasks of one flight.
@@ -19,18 +21,16 @@ const FLIGHT_TASKS: usize = 500;
 const FLIGHT_BYTES: usize = 1024 * 1024;
 /// How long a flight waits for a token that somebody's open transaction holds; with the search for the one that is to blame, single
 /// enqueues stand still for less than 2 s.
-const TOKEN_WAIT: Duration = Duration::from_millis(1_500);
-/// The same while looking for the one that is to blame.
-const SEARCH_WAIT: Duration = Duration::from_millis(25);
-/// The same for one of several that wait apart.
-const PARKED_WAIT: Duration = Duration::from_millis(200);
+pub(super) const TOKEN_WAIT: Duration = Duration::from_millis(1_500);
+/// The same while looking for the one that is to blame: longer than another producer's commit mostly takes.
+pub(super) const SEARCH_WAIT: Duration = Duration::from_millis(5);
 
 /// One call: all of its tasks go in together or none.
 #[derive(Debug)]
 pub(super) struct Unit {
     tasks: Vec<NewTask>,
     reply: Reply,
-    pushed_at: Instant,
+    pub(super) pushed_at: Instant,
 }
 
 impl Unit {
@@ -54,7 +54,7 @@ impl Unit {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    units: std::collections::VecDeque<Unit>,
+    units: VecDeque<Unit>,
     is_closed: bool,
 }
 
@@ -109,7 +109,7 @@ impl Inbox {
     }
 }
 
-fn take_flight(waiting: &mut std::collections::VecDeque<Unit>) -> Vec<Unit> {
+fn take_flight(waiting: &mut VecDeque<Unit>) -> Vec<Unit> {
     let (mut tasks, mut bytes, mut n) = (0, 0, 0);
     for unit in waiting.iter() {
         tasks += unit.tasks.len();
@@ -125,11 +125,13 @@ fn take_flight(waiting: &mut std::collections::VecDeque<Unit>) -> Vec<Unit> {
 /// Sends flights until the inbox is closed and empty.
 pub(super) async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>) {
     let parking = Arc::new(Parking::default());
-    let mut parked = tokio::task::JoinSet::new();
+    let mut parked = JoinSet::new();
     while let Some(units) = inbox.next().await {
-        for unit in fly(&shared, units).await {
+        // While some token is known to be blocked, others wait no more for it: its next task would hold them up again.
+        let lock_timeout = if parking.is_busy() { SEARCH_WAIT } else { TOKEN_WAIT };
+        for unit in fly(&shared, units, lock_timeout).await {
             if parking.push(unit) {
-                parked.spawn(wait_apart(Arc::clone(&shared), Arc::clone(&parking)));
+                parked.spawn(parking::attend(Arc::clone(&shared), Arc::clone(&parking)));
             }
         }
     }
@@ -137,18 +139,18 @@ pub(super) async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>) {
 }
 
 /// Sends calls in one flight, or in several where something is wrong with some of them; gives back those that wait for a token.
-async fn fly(shared: &Arc<Shared>, units: Vec<Unit>) -> Vec<Unit> {
+async fn fly(shared: &Arc<Shared>, units: Vec<Unit>, lock_timeout: Duration) -> Vec<Unit> {
+    let limit = shared.settings.connect_timeout;
     let mut blocked = Vec::new();
-    let mut stack = vec![(units, TOKEN_WAIT)];
+    let mut stack = vec![(units, lock_timeout)];
     while let Some((mut units, lock_timeout)) = stack.pop() {
         let Some(oldest) = units.iter().map(|u| u.pushed_at).min() else { continue };
-        let deadline = oldest + shared.settings.connect_timeout;
+        let deadline = oldest + limit;
         let manner = Manner { line: &shared.direct, lock_timeout, deadline };
         match send(shared, &units, &manner).await {
             Ok(answers) => deliver(units, answers),
-            Err(e) if e.sqlstate() == Some("55P03") => {
-                let (tokens, plain): (Vec<_>, Vec<_>) = units.into_iter().partition(Unit::has_tokens);
-                let mut tokens = tokens;
+            Err(e) if is_blocked(&e) => {
+                let (mut tokens, plain): (Vec<_>, Vec<_>) = units.into_iter().partition(Unit::has_tokens);
                 if plain.is_empty() && tokens.len() == 1 {
                     blocked.append(&mut tokens);
                     continue;
@@ -156,21 +158,15 @@ async fn fly(shared: &Arc<Shared>, units: Vec<Unit>) -> Vec<Unit> {
                 let right = tokens.split_off(tokens.len() / 2);
                 stack.extend([right, tokens, plain].map(|units| (units, SEARCH_WAIT)));
             }
-            Err(e) if e.is_lost() => {
+            Err(e) if matches!(e.kind, Kind::ConnectionLost { in_doubt: false }) => {
                 // Those that came while others waited have their own time limit.
-                let late =
-                    |u: &Unit| is_in_doubt(&e) || u.pushed_at + shared.settings.connect_timeout <= Instant::now();
-                let (late, rest): (Vec<_>, Vec<_>) = units.into_iter().partition(late);
-                let is_stuck = late.is_empty();
+                let now = Instant::now().max(deadline);
+                let (late, rest): (Vec<_>, Vec<_>) = units.into_iter().partition(|u| u.pushed_at + limit <= now);
                 refuse(late, &e);
-                if is_stuck {
-                    refuse(rest, &e);
-                } else {
-                    stack.push((rest, lock_timeout));
-                }
+                stack.push((rest, lock_timeout));
             }
-            // What the server says of one call must not hurt the others.
-            Err(_) if units.len() > 1 => {
+            // What the server says of one call's data must not hurt the others.
+            Err(e) if units.len() > 1 && is_of_data(&e) => {
                 let right = units.split_off(units.len() / 2);
                 stack.extend([(right, lock_timeout), (units, lock_timeout)]);
             }
@@ -180,16 +176,19 @@ async fn fly(shared: &Arc<Shared>, units: Vec<Unit>) -> Vec<Unit> {
     blocked
 }
 
-fn is_in_doubt(e: &Error) -> bool {
-    matches!(e.kind, crate::engine::error::Kind::ConnectionLost { in_doubt: true })
+/// SQLSTATE classes that blame values: data, constraints, limits, what a trigger raises, checks of views.
+fn is_of_data(e: &Error) -> bool {
+    e.sqlstate().is_some_and(|code| ["22", "23", "54", "P0", "44"].iter().any(|class| code.starts_with(class)))
 }
 
-async fn send(shared: &Arc<Shared>, units: &[Unit], manner: &Manner<'_>) -> Result<Vec<(i64, bool)>> {
+/// Sends calls in one flight.
+pub(super) async fn send(shared: &Arc<Shared>, units: &[Unit], manner: &Manner<'_>) -> Result<Vec<(i64, bool)>> {
     let tasks: Vec<_> = units.iter().flat_map(|u| &u.tasks).collect();
     flight::send(shared, &tasks, manner).await
 }
 
-fn deliver(units: Vec<Unit>, answers: Vec<(i64, bool)>) {
+/// Gives each call its part of the answers.
+pub(super) fn deliver(units: Vec<Unit>, answers: Vec<(i64, bool)>) {
     let mut answers = answers.into_iter();
     for unit in units {
         let own = answers.by_ref().take(unit.tasks.len()).collect();
@@ -199,57 +198,6 @@ fn deliver(units: Vec<Unit>, answers: Vec<(i64, bool)>) {
 
 fn refuse(units: Vec<Unit>, e: &Error) {
     for unit in units {
-        unit.reply.send(Err(e.clone()));
-    }
-}
-
-/// Calls that wait for a token in somebody's open transaction, apart from all others.
-#[derive(Debug, Default)]
-struct Parking {
-    units: Mutex<(Vec<Unit>, bool)>,
-}
-
-impl Parking {
-    /// Adds one; true: nobody attends to them yet.
-    fn push(&self, unit: Unit) -> bool {
-        let mut units = self.units.lock();
-        units.0.push(unit);
-        !mem::replace(&mut units.1, true)
-    }
-
-    fn take(&self) -> Vec<Unit> {
-        let mut units = self.units.lock();
-        let taken = mem::take(&mut units.0);
-        units.1 = !taken.is_empty();
-        taken
-    }
-}
-
-/// Tries parked calls in turn, each in a transaction of its own, on a connection that is closed when none is left.
-async fn wait_apart(shared: Arc<Shared>, parking: Arc<Parking>) {
-    let line = Line::default();
-    loop {
-        let units = parking.take();
-        if units.is_empty() {
-            return;
-        }
-        let lock_timeout = if units.len() == 1 { TOKEN_WAIT } else { PARKED_WAIT };
-        for unit in units {
-            let until = unit.pushed_at + shared.settings.statement_timeout;
-            let manner = Manner { line: &line, lock_timeout, deadline: shared.connect_deadline() };
-            let units = [unit];
-            let result = send(&shared, &units, &manner).await;
-            let [unit] = units;
-            match result {
-                Ok(answers) => deliver(vec![unit], answers),
-                Err(e) if e.sqlstate() == Some("55P03") && Instant::now() < until => drop(parking.push(unit)),
-                Err(mut e) => {
-                    if e.sqlstate() == Some("55P03") {
-                        e.message = format!("another open transaction holds the idempotency token: {}", e.message);
-                    }
-                    unit.reply.send(Err(e));
-                }
-            }
-        }
+        unit.refuse(e.clone());
     }
 }

@@ -49,6 +49,8 @@ struct Tx {
     sent: usize,
     /// Results before it.
     base: u64,
+    /// Tasks in it that are no duplicates.
+    fresh: usize,
     witness: Option<Witness>,
     lanes: Vec<i32>,
     tries: usize,
@@ -108,6 +110,7 @@ impl Stream {
             ending.handoff().add_committed(tasks);
             announce(&self.shared, self.tx.lanes.iter().copied());
             Stats::add(&self.shared.stats.commits, 1);
+            Stats::add(&self.shared.stats.enqueued, self.tx.fresh);
             self.tx = Tx { base: self.ids.len(), ..Tx::default() };
         } else {
             match self.tx.kept.make_room().await {
@@ -148,6 +151,7 @@ impl Stream {
             let ready = job.prepare().await?;
             self.prefilter = ready.duplicates * 100 > batch.len;
             ready.answer(batch, &mut self.ids);
+            self.tx.fresh += batch.len - ready.duplicates;
             self.tx.lanes.extend(ready.lanes(batch));
             self.tx.lanes.sort_unstable();
             self.tx.lanes.dedup();
@@ -196,7 +200,7 @@ impl Stream {
             self.shared.forget_ids();
         }
         self.ids.truncate(tx.base);
-        (tx.is_open, tx.is_committing, tx.sent, tx.witness) = (false, false, 0, None);
+        (tx.is_open, tx.is_committing, tx.sent, tx.fresh, tx.witness) = (false, false, 0, 0, None);
         tx.lanes.clear();
         Ok(false)
     }
