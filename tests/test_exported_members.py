@@ -42,7 +42,7 @@ def test_the_import_loads_nothing_heavy() -> None:
     assert not {"psycopg", "click", "rich", "asyncio", "fastq._core", "fastq.embedded"} & set(loaded)
 
 
-def test_a_producer_and_a_consumer_need_no_psycopg() -> None:
-    code = "import sys, fastq; fastq.Producer, fastq.Consumer; print(*sys.modules)"
+def test_a_producer_a_consumer_and_an_app_need_no_psycopg() -> None:
+    code = "import sys, fastq; fastq.Producer, fastq.Consumer, fastq.App; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"psycopg", "click", "rich", "fastq.embedded"} & set(loaded)

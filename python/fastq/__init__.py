@@ -26,7 +26,8 @@ from fastq.task import Enqueued, Task
 if TYPE_CHECKING:
     from fastq._engine import TaskInfo
     from fastq._engine import version as __version__
-    from fastq.app import App, TaskFunction
+    from fastq._function import TaskFunction
+    from fastq.app import App
     from fastq.client import Client, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
     from fastq.migrations import migrate
@@ -43,7 +44,7 @@ _LAZY = {
     "Page": "fastq.client",
     "Producer": "fastq.producer",
     "RetryPolicy": "fastq.retry",
-    "TaskFunction": "fastq.app",
+    "TaskFunction": "fastq._function",
     "TaskInfo": "fastq._engine",
     "TaskRecord": "fastq.client",
     "migrate": "fastq.migrations",

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import inspect
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from functools import update_wrapper
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, Never, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Never, ParamSpec, TypeVar, Unpack
 
 from fastq import _exit
 from fastq._engine import TaskInfo
+from fastq._function import Options, TaskFunction, TaskOptions
 from fastq._options import ConsumerOptions, read_count, read_duration, read_name
 from fastq.consumer import Consumer
 from fastq.errors import SettingsError
-from fastq.migrations import migrate
 from fastq.producer import Producer
 from fastq.retry import RetryPolicy
 from fastq.settings import resolve_dsn, resolve_schema
-from fastq.task import MAX_ATTEMPTS, Enqueued, Task
+from fastq.task import MAX_ATTEMPTS, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,128 +38,6 @@ class ConsumerArguments(ConsumerOptions, total=False):
     retry_policy: RetryPolicy | None
     stop_timeout: float | timedelta
     traceback_limit: int
-
-
-class TaskOptions(TypedDict, total=False):
-    """What `TaskFunction.with_options` takes, each as `Task` does."""
-
-    queue: str
-    max_attempts: int
-    delay: float | timedelta | None
-    run_at: datetime | None
-    idempotency_token: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _TaskOptions:
-    queue: str
-    max_attempts: int
-    delay: float | timedelta | None = None
-    run_at: datetime | None = None
-    idempotency_token: str | None = None
-
-
-class TaskFunction(Generic[P, R]):
-    """A function that is a task's handler, made by `App.task`. Called, it is just called; ``enqueue`` makes it a task.
-
-    Attributes:
-        type: ties its tasks to it.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        function: Callable[P, R],
-        type: str,  # noqa: A002 - the word that tasks use
-        options: _TaskOptions,
-    ) -> None:
-        update_wrapper(self, function)
-        self.type = type
-        self._app = app
-        self._function = function
-        self._options = options
-        self._signature, self._names, self._required = _read_signature(function, type)
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function."""
-        return self._function(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        return f"<task {self.type!r}: {self._function!r}>"
-
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
-        """Enqueue a task that will call the function with these arguments.
-
-        Raises:
-            TypeError: the function does not take these arguments.
-            FastqError: as `Producer.enqueue`.
-        """
-        # The task first: wrong arguments need no database to be refused.
-        task = self.task(*args, **kwargs)
-        return self._app.producer.enqueue(task)
-
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
-        """As ``enqueue``, without making the event loop wait.
-
-        Raises:
-            TypeError, FastqError: as ``enqueue``.
-        """
-        task = self.task(*args, **kwargs)
-        app = self._app
-        # Made off the loop: a private PostgreSQL may have to start.
-        producer = app.producer if app.has_producer else await asyncio.to_thread(lambda: app.producer)
-        return await producer.aenqueue(task)
-
-    def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
-        """The task that ``enqueue`` would enqueue, for ``enqueue_many``.
-
-        Raises:
-            TypeError: the function does not take these arguments.
-        """
-        return self._make(self._payload(args, kwargs))
-
-    def _make(self, payload: dict[str, Any]) -> Task:
-        options = self._options
-        return Task(
-            self.type,
-            payload,
-            queue=options.queue,
-            delay=options.delay,
-            run_at=options.run_at,
-            max_attempts=options.max_attempts,
-            idempotency_token=options.idempotency_token,
-        )
-
-    def with_options(self, **options: Unpack[TaskOptions]) -> TaskFunction[P, R]:
-        """The same with other options for its tasks; this one stays as it is.
-
-        Args:
-            **options: ``delay``, ``run_at``, ``queue``, ``max_attempts``, ``idempotency_token``, each as `Task` takes it.
-
-        Raises:
-            SettingsError: a value out of range.
-        """
-        if unknown := options.keys() - TaskOptions.__annotations__.keys():
-            raise SettingsError(
-                f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(TaskOptions.__annotations__)}"
-            )
-        changed = replace(self._options, **options)
-        read_name("queue", changed.queue)
-        made = TaskFunction(self._app, self._function, self.type, changed)
-        # Its values are checked here, where they are given.
-        made._make({})
-        return made
-
-    def _payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if not args and self._required <= kwargs.keys() and (self._names is None or kwargs.keys() <= self._names):
-            return kwargs
-        # Slower, and right about all else: positions become names, and what is wrong is a TypeError.
-        bound = self._signature.bind(*args, **kwargs)
-        payload = dict(bound.arguments)
-        for name, parameter in self._signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                payload.update(payload.pop(name, {}))
-        return payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +109,7 @@ class App:
         if callable(type):
             _refuse_bare(type)
         name = read_name("type", type)
-        options = _TaskOptions(read_name("queue", queue), max_attempts)
+        options = Options(read_name("queue", queue), max_attempts)
         Task(name, queue=queue, max_attempts=max_attempts)
         cap = None if workers is None else read_count("workers", workers)
         limit = None if timeout is None else read_duration("timeout", timeout)
@@ -342,6 +218,7 @@ class App:
                 )
         # Not needed by who has a database.
         from fastq import embedded  # noqa: PLC0415
+        from fastq.migrations import migrate  # noqa: PLC0415
 
         server = embedded.start(self._embedded)
         _exit.close_first()
@@ -359,28 +236,6 @@ def _call_with_fields(function: Callable[..., Any]) -> Callable[[TaskInfo], Any]
         return function(**task.payload)
 
     return handler
-
-
-def _read_signature(
-    function: Callable[..., object],
-    type: str,  # noqa: A002
-) -> tuple[inspect.Signature, frozenset[str] | None, frozenset[str]]:
-    """The signature, the names it takes (None: any), and those it needs."""
-    signature = inspect.signature(function)
-    names, required, takes_any = set(), set(), False
-    for name, parameter in signature.parameters.items():
-        if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL}:
-            raise SettingsError(
-                f"parameter {parameter} of the function for {type!r} has no name to pass it by: "
-                "a payload's fields are passed by name"
-            )
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes_any = True
-            continue
-        names.add(name)
-        if parameter.default is parameter.empty:
-            required.add(name)
-    return signature, None if takes_any else frozenset(names), frozenset(required)
 
 
 def _refuse_bare(function: Callable[..., object]) -> Never:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -48,17 +49,19 @@ class FailureHandler:
         """What to store of ``error``, and when to try again."""
         delay = self._delay(task, error) if task.attempt < task.max_attempts else None
         text = describe(error)
-        _report(task, delay, text)
+        with contextlib.suppress(Exception):
+            _report(task, delay, text)
         return delay, text, format_traceback(error, self._traceback_limit)
 
     def _delay(self, task: TaskInfo, error: BaseException) -> float:
         try:
             return to_seconds("the retry policy's delay", self._policy.delay(task, error))
         except Exception:  # noqa: BLE001 - a class of the user's
-            # The attempt's outcome must not be lost for a policy's sake.
-            _log.exception(
-                "retry policy %s failed for task %d: using the default", type(self._policy).__name__, task.id
-            )
+            # The attempt's outcome must not be lost for a policy's sake, nor for a log's.
+            with contextlib.suppress(Exception):
+                _log.exception(
+                    "retry policy %s failed for task %d: using the default", type(self._policy).__name__, task.id
+                )
             return ExponentialBackoff().after(task.attempt)
 
 

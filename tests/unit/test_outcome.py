@@ -93,6 +93,20 @@ def test_failures_are_logged_with_what_comes_next(caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_a_log_that_fails_costs_no_outcome(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError(record.name)
+
+    logger = logging.getLogger("fastq.handler")
+    logger.addFilter(broken := Broken())
+    try:
+        assert FailureHandler(ConstantBackoff(5))(_task(), _raised(ValueError("no")))[0] == 5.0
+    finally:
+        logger.removeFilter(broken)
+    assert caplog.records == []
+
+
 def test_an_error_whose_str_raises() -> None:
     error = _raised(_Unspeakable())
     assert describe(error) == "_Unspeakable: (its text can't be had: str() raised RuntimeError)"
