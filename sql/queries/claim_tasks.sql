@@ -37,10 +37,9 @@ WITH locked AS MATERIALIZED (
     INSERT INTO fastq.claim (consumer, no, lane, track, leaf, attempts, max_attempts, task_bytes, ids)
     SELECT $1::bigint, no, lane, track, leaf, attempts, max_attempts, task_bytes, ids FROM claims
 )
-SELECT c.no, k.lane, k.track, k.rid, k.leaf, k.attempts, k.max_attempts, k.lo, k.upto, k.upto < k.hi AS shrunk,
+SELECT k.no, k.lane, k.track, k.rid, k.leaf, k.attempts, k.max_attempts, k.lo, k.upto, k.upto < k.hi AS shrunk,
        p.ids, p.created_ats, p.formats, p.payloads
-  FROM taken k
-  JOIN claims c USING (lane, track, leaf, attempts, max_attempts),
+  FROM (SELECT * FROM taken JOIN claims USING (lane, track, leaf, attempts, max_attempts) ORDER BY ord, rid, hi OFFSET 0) k,
        LATERAL (SELECT array_agg(t.id) AS ids, array_agg(t.created_at) AS created_ats, array_agg(t.format) AS formats, array_agg(t.payload) AS payloads
                   FROM (SELECT id, created_at, format, payload FROM fastq.task
                          WHERE task.leaf = k.leaf AND id BETWEEN k.lo AND k.upto ORDER BY id OFFSET 0) t) p

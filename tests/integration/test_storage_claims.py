@@ -84,6 +84,14 @@ def test_lanes_are_claimed_in_the_order_asked_for(store: Session) -> None:
     assert flat(claimed_ids(worker, 15, (urgent, 1))) == [*first, *later[:5]]
 
 
+def test_a_claim_answers_in_the_order_of_places(store: Session) -> None:
+    """Whatever leaves and claims its chunks fall into: what was enqueued first starts first."""
+    urgent = add_lane(store, priority=9)
+    ids = [enqueue(store, 5, lane=1 + n % 2, leaf=n % 3, max_attempts=1 + n % 4)[0] for n in range(24)]
+    chunks = Worker(store, 1).claim(1000, (urgent, 1))
+    assert [chunk.lo for chunk in chunks] == ids[1::2] + ids[::2]
+
+
 def test_a_claim_takes_only_the_lanes_asked_for(store: Session) -> None:
     other = add_lane(store, "other")
     enqueue(store, 10, lane=other)
