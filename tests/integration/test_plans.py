@@ -143,6 +143,7 @@ def go_through_stages(session: Session) -> Measured:
         # Statistics change when this test says so.
         session.sql(f"ALTER TABLE fastq.{table} SET (autovacuum_enabled = off)")
     session.sql("SET synchronous_commit = off")
+    session.run("tick", 7, 3600.0, 1800.0, 9.0)
     assert add_lane(session) == 1
     assert add_lane(session, "other") == 2
 
@@ -299,7 +300,7 @@ def claim_of(lanes: list[int], n: int) -> list[str]:
 
 @pytest.fixture
 def big(measured: Measured) -> Session:
-    """A million waiting, a million delayed, a million completed, all of lane 2. Leave it as it is."""
+    """A million waiting, a million delayed, a million completed, all of lane 2; consumer 7 leads, term 1. Leave it as it is."""
     assert measured.session is not None
     assert measured.session.value("SELECT count(*) FROM fastq.ready") == MILLION
     return measured.session
@@ -365,6 +366,16 @@ def test_a_page_by_id_is_read_in_few_pages(big: Session, way: str, after: int) -
         assert pages(big, TEXTS[f"list_tasks_by_id_{way}"], *values) < 2500
     finally:
         big.sql("SET plan_cache_mode = force_generic_plan")
+
+
+def test_each_step_of_retention_reads_as_much_as_it_does(big: Session) -> None:
+    """A hundred of each a step. (Only what empties a leaf reads all that waits, without an index, which would cost each enqueue.)"""
+    # None is old enough to go, so each is looked at alone.
+    assert pages(big, TEXTS["purge_tokens"], "7", "1", "0", "'t'", "'token 5'", "100") < 100 * 60
+    assert pages(big, TEXTS["purge_dead"], "7", "1", "0", "100") < 20
+    assert pages(big, TEXTS["purge_errors"], "7", "1", "0", "0", "100") < 20
+    assert pages(big, TEXTS["carry_delayed"], "7", "1", "0", "100") < 100 * 40
+    assert pages(big, TEXTS["open_leaf"], "7", "1", "0") < 30
 
 
 def test_counting_reads_no_tasks(measured: Measured, big: Session) -> None:
