@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -81,7 +82,7 @@ def test_a_commit_whose_answer_is_lost(core: ProducerCore, proxy: Proxy, db: psy
 def test_a_request_that_never_arrived_is_sent_again(core: ProducerCore, proxy: Proxy, db: psycopg.Connection) -> None:
     core.enqueue(Task("a", 0))
     proxy.hold_requests()
-    calls = [Background(lambda n=n: core.enqueue(Task("a", n))) for n in range(5)]
+    calls = [Background(partial(core.enqueue, Task("a", n))) for n in range(5)]
     wait_until(lambda: core.stats()["flights"] >= 2)
     proxy.cut()
     assert len({call.result()[0] for call in calls}) == 5
@@ -162,7 +163,9 @@ def test_a_streams_commit_whose_answer_is_lost(
     check_chunks(db)
 
 
-def test_a_commit_that_wrote_nothing_is_never_in_doubt(core: ProducerCore, proxy: Proxy, db: psycopg.Connection) -> None:
+def test_a_commit_that_wrote_nothing_is_never_in_doubt(
+    core: ProducerCore, proxy: Proxy, db: psycopg.Connection
+) -> None:
     first = answers(core.enqueue_many(tasks(200, token=True), None))
     proxy.lose_answer_to(b"COMMIT")
     assert answers(core.enqueue_many(tasks(200, token=True), None)) == [(id_, False) for id_, _ in first]
@@ -183,7 +186,9 @@ def test_a_streams_commit_that_never_arrived_is_sent_again(
     check_chunks(db)
 
 
-def test_a_large_transaction_that_is_cut_off_is_not_in(core: ProducerCore, proxy: Proxy, db: psycopg.Connection) -> None:
+def test_a_large_transaction_that_is_cut_off_is_not_in(
+    core: ProducerCore, proxy: Proxy, db: psycopg.Connection
+) -> None:
     """Too large to be kept and sent again: a clear answer instead."""
     proxy.lose_request(b"COMMIT")
     with pytest.raises(ConnectionLost, match="nothing of the call is written") as lost:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -44,7 +45,7 @@ def test_all_are_there_in_input_order(core: ProducerCore, db: psycopg.Connection
 
 @pytest.mark.parametrize("n", [40, 12_000])
 def test_mixed_tasks_keep_their_order_and_what_they_are(core: ProducerCore, db: psycopg.Connection, n: int) -> None:
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+    soon = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
     tasks = [
         Task(
             f"type {i % 3}",
@@ -64,7 +65,9 @@ def test_mixed_tasks_keep_their_order_and_what_they_are(core: ProducerCore, db: 
         is_delayed = task.delay is not None or task.run_at is not None
         assert is_new
         assert (row.type, row.queue, row.max_attempts) == (task.type, task.queue, task.max_attempts)
-        assert row.payload == ("00ff" if isinstance(task.payload, bytes) else f'{{"i": {task.payload["i"]}}}'.replace(" ", ""))
+        assert row.payload == (
+            "00ff" if isinstance(task.payload, bytes) else f'{{"i": {task.payload["i"]}}}'.replace(" ", "")
+        )
         assert row.kind == ("scheduled" if is_delayed else None)
     check_chunks(db)
     # One run of ids a lane, max_attempts and block of 1,000: mixed tasks don't fall apart into chunks of one.
@@ -73,13 +76,15 @@ def test_mixed_tasks_keep_their_order_and_what_they_are(core: ProducerCore, db: 
 
 
 def test_run_at_wins_over_delay_and_is_kept_to_the_microsecond(core: ProducerCore, db: psycopg.Connection) -> None:
-    at = datetime.datetime(2031, 5, 6, 7, 8, 9, 123457, tzinfo=datetime.timezone(datetime.timedelta(hours=-3)))
-    old = datetime.datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=datetime.UTC)
+    at = dt.datetime(2031, 5, 6, 7, 8, 9, 123457, tzinfo=dt.timezone(dt.timedelta(hours=-3)))
+    old = dt.datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=dt.UTC)
     core.enqueue_many([Task("a", delay=5, run_at=at), Task("b", run_at=old), Task("c", delay=100)], None)
-    times = dict(db.execute("SELECT type, run_at FROM tasks").fetchall())
+    times: dict[str, dt.datetime] = dict(db.execute("SELECT type, run_at FROM tasks").fetchall())
     assert times["a"] == at
     assert times["b"] == old
-    off = value(db, "SELECT extract(epoch FROM run_at - clock_timestamp() - interval '100 s') FROM tasks WHERE type = 'c'")
+    off = value(
+        db, "SELECT extract(epoch FROM run_at - clock_timestamp() - interval '100 s') FROM tasks WHERE type = 'c'"
+    )
     assert -30 < off <= 0
 
 
@@ -94,7 +99,7 @@ def test_bytes_of_any_kind_are_stored_as_they_are(core: ProducerCore, db: psycop
 def test_large_payloads_are_cut_into_batches_and_chunks(core: ProducerCore, db: psycopg.Connection) -> None:
     sizes = [300_000, 1_048_576, 10, 700_000] * 10
     got = answers(core.enqueue_many((Task("a", b"x" * size) for size in sizes), None))
-    found = dict(db.execute("SELECT id, octet_length(payload) FROM task").fetchall())
+    found: dict[int, int] = dict(db.execute("SELECT id, octet_length(payload) FROM task").fetchall())
     assert [found[id_] for id_, _ in got] == sizes
     check_chunks(db)
 
@@ -131,7 +136,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (changed(delay=float("inf")), EnqueueError, "delay is inf"),
     (changed(delay="soon"), EnqueueError, "delay must be a number of seconds, not str"),
     (changed(delay=1e15), EnqueueError, "delay is 1000000000000000"),
-    (changed(run_at=datetime.datetime(2030, 1, 1)), EnqueueError, "run_at is naive"),  # noqa: DTZ001
+    (changed(run_at=dt.datetime(2030, 1, 1)), EnqueueError, "run_at is naive"),  # noqa: DTZ001
     (changed(run_at="noon"), EnqueueError, "run_at is str"),
     (Task("a", object()), PayloadError, "payload: object can't be encoded"),
     (Task("a", "x" * 1_048_576), PayloadError, "payload has more than 1048576 bytes"),
@@ -223,14 +228,29 @@ def test_ctrl_c_in_the_iterable(core: ProducerCore, db: psycopg.Connection, n: i
 
 
 def test_ctrl_c_while_waiting_for_the_database(core: ProducerCore, dsn: str, db: psycopg.Connection) -> None:
-    with psycopg.connect(dsn) as blocker:
-        blocker.execute("SELECT set_config('search_path', %s, false)", [value(db, "SHOW search_path")])
-        blocker.execute("LOCK TABLE ready IN SHARE MODE")
-        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            core.enqueue(Task("a"))
-        timer.join()
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'ready'::regclass"
+
+    def interrupt() -> None:
+        wait_until(lambda: value(db, waiting) == 1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def release(interrupting: Background[None], blocker: psycopg.Connection) -> None:
+        interrupting.result()
+        blocker.rollback()
+
+    for call in (lambda: core.enqueue(Task("a")), lambda: core.enqueue_many(plain(25_000), None)):
+        with psycopg.connect(dsn) as blocker:
+            blocker.execute("SELECT set_config('search_path', %s, false)", [value(db, "SHOW search_path")])
+            blocker.execute("LOCK TABLE ready IN SHARE MODE")
+            interrupting = Background(interrupt)
+            # A stream waits for its end, so that it is known; a second Ctrl-C would not.
+            releasing = Background(partial(release, interrupting, blocker))
+            with pytest.raises(KeyboardInterrupt):
+                call()
+            releasing.result()
+    assert core.enqueue(Task("b"))[1]
+    assert {row.type for row in stored(db).values()} <= {"a", "b"}
+    assert count(db) <= 2
 
 
 def test_an_iterable_that_gives_nothing_is_rolled_back(dsn: str, migrated: str, db: psycopg.Connection) -> None:
@@ -241,9 +261,7 @@ def test_an_iterable_that_gives_nothing_is_rolled_back(dsn: str, migrated: str, 
         assert go_on.wait(60)
         yield from plain(1)
 
-    open_transactions = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = current_schema() AND state = 'idle in transaction'"
-    )
+    open_transactions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = current_schema() AND state = 'idle in transaction'"
     with producing(make_conninfo(dsn, application_name=migrated), migrated, iterable_timeout=1.0) as core:
         call = Background(lambda: core.enqueue_many(slow(), None))
         wait_until(lambda: value(db, open_transactions) == 1)
@@ -291,13 +309,15 @@ def test_an_iterable_may_enqueue_itself(core: ProducerCore, db: psycopg.Connecti
 
 
 def test_many_streams_at_once(core: ProducerCore, db: psycopg.Connection) -> None:
-    got = gather([lambda n=n: answers(core.enqueue_many(plain(3_000 + n), 1_000)) for n in range(6)])
-    ids = [id_ for each in got for id_, _ in each]
+    got = gather([partial(core.enqueue_many, plain(3_000 + n), 1_000) for n in range(6)])
+    ids = [id_ for each in got for id_, _ in answers(each)]
     assert len(set(ids)) == len(ids) == sum(3_000 + n for n in range(6)) == count(db)
     check_chunks(db)
 
 
-def test_an_error_of_the_server_leaves_nothing_and_the_next_call_works(core: ProducerCore, db: psycopg.Connection) -> None:
+def test_an_error_of_the_server_leaves_nothing_and_the_next_call_works(
+    core: ProducerCore, db: psycopg.Connection
+) -> None:
     db.execute("ALTER TABLE task ADD CHECK (payload <> '13')")
     for n in (20, 20_000):
         with pytest.raises(DatabaseError) as refused:

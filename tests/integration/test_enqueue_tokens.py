@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -66,7 +67,7 @@ def test_a_duplicate_answers_the_first_ones_id(core: ProducerCore, db: psycopg.C
 
 def test_of_many_at_once_one_is_new(core: ProducerCore, dsn: str, migrated: str, db: psycopg.Connection) -> None:
     with producing(dsn, migrated) as other:
-        calls = [lambda c=c, n=n: c.enqueue(task(f"t{n % 5}", n)) for n in range(60) for c in (core, other)]
+        calls = [partial(c.enqueue, task(f"t{n % 5}", n)) for n in range(60) for c in (core, other)]
         got = gather(calls)
     assert len({id_ for id_, _ in got}) == 5
     assert sum(is_new for _, is_new in got) == 5
@@ -88,7 +89,7 @@ def test_answers_keep_the_input_order(core: ProducerCore, db: psycopg.Connection
     got = answers(core.enqueue_many((task(token, i) for i, token in enumerate(tokens)), every))
     assert len(got) == len(tokens)
     holders: dict[str, int] = dict(known)
-    payloads = dict(db.execute("SELECT id, payload FROM tasks").fetchall())
+    payloads: dict[int, str] = dict(db.execute("SELECT id, payload FROM tasks").fetchall())
     for i, (token, (id_, is_new)) in enumerate(zip(tokens, got, strict=True)):
         assert is_new == (token is None or token not in holders), i
         if token is not None:
@@ -151,7 +152,7 @@ def hold(db: psycopg.Connection, dsn: str, *tokens: str) -> psycopg.Connection:
     """A transaction of somebody's that has taken these tokens of type a, and is left open."""
     other = psycopg.connect(dsn)
     other.execute("SELECT set_config('search_path', %s, false)", [value(db, "SHOW search_path")])
-    other.cursor().executemany("INSERT INTO token (type, token, id) VALUES ('a', %s, 99)", [[t] for t in tokens])
+    other.cursor().executemany("INSERT INTO token (type, token, id) VALUES ('a', %s, 999999)", [[t] for t in tokens])
     return other
 
 
@@ -164,14 +165,14 @@ def test_a_token_in_an_open_transaction_holds_up_only_its_own_task(
         blocked = Background(lambda: core.enqueue(task("x", 7)))
         wait_until(lambda: blocked_backends(db) > 0)
         started = time.monotonic()
-        others = [Background(lambda n=n: core.enqueue(task(None if n % 2 else f"free{n}", n))) for n in range(40)]
+        others = [Background(partial(core.enqueue, task(None if n % 2 else f"free{n}", n))) for n in range(40)]
         assert all(call.result(timeout=2.0)[1] for call in others)
         assert time.monotonic() - started < 2.0
         # And from now on nobody waits any more, whoever else asks for the token.
         started = time.monotonic()
         more = []
         for n in range(20):
-            more.append(Background(lambda n=n: core.enqueue(task("x", n))))
+            more.append(Background(partial(core.enqueue, task("x", n))))
             assert core.enqueue(task(f"more{n}", n))[1]
         assert time.monotonic() - started < 2.0
         assert not blocked.is_done
@@ -181,22 +182,22 @@ def test_a_token_in_an_open_transaction_holds_up_only_its_own_task(
     assert len({id_, *(each for each, _ in got)}) == 1
     assert is_new + sum(new for _, new in got) == (end == "rollback")
     is_new = end == "rollback"
-    assert (id_ == 99, is_new) == ((True, False) if end == "commit" else (False, True))
+    assert (id_ == 999_999, is_new) == ((True, False) if end == "commit" else (False, True))
 
 
 def test_several_blocked_tokens(core: ProducerCore, dsn: str, db: psycopg.Connection) -> None:
     core.enqueue(task(None))
     with hold(db, dsn, "x") as first, hold(db, dsn, "y") as second:
-        calls = {token: Background(lambda token=token: core.enqueue(task(token))) for token in "xyxyzw"}
-        plain = [Background(lambda n=n: core.enqueue(task(f"f{n}", n))) for n in range(100)]
+        calls = {token: Background(partial(core.enqueue, task(token))) for token in "xyxyzw"}
+        plain = [Background(partial(core.enqueue, task(f"f{n}", n))) for n in range(100)]
         assert all(call.result(timeout=4.0)[1] for call in plain)
         assert calls["z"].result(timeout=4.0)[1]
         assert calls["w"].result(timeout=4.0)[1]
         second.rollback()
-        assert calls["y"].result()[0] != 99
+        assert calls["y"].result()[0] != 999_999
         assert not calls["x"].is_done
         first.commit()
-        assert calls["x"].result() == (99, False)
+        assert calls["x"].result() == (999_999, False)
 
 
 def test_a_token_that_stays_blocked_is_an_error_in_the_end(dsn: str, migrated: str, db: psycopg.Connection) -> None:
@@ -215,7 +216,7 @@ def test_a_load_waits_for_a_token_and_goes_on(core: ProducerCore, dsn: str, db: 
         assert core.enqueue(task(None))[1]
         other.commit()
     got = call.result()
-    assert got[77] == (99, False)
+    assert got[77] == (999_999, False)
     assert sum(is_new for _, is_new in got) == 19_999
 
 
@@ -227,10 +228,10 @@ def test_loads_that_take_the_same_tokens_crosswise_all_succeed(
     tokens = [f"t{i}" for i in range(20_000)]
     with producing(dsn, migrated) as other:
         calls = [
-            Background(lambda c=c, order=order: answers(c.enqueue_many([task(t) for t in order], every)))
+            Background(partial(c.enqueue_many, [task(t) for t in order], every))
             for c, order in ((core, tokens), (other, tokens[10_000:] + tokens[:10_000]))
         ]
-        one, two = (call.result(90.0) for call in calls)
+        one, two = (answers(call.result(90.0)) for call in calls)
     assert [id_ for id_, _ in one] == [id_ for id_, _ in two[10_000:] + two[:10_000]]
     assert sum(is_new for _, is_new in one + two) == 20_000 == count(db)
     check_tokens(db)
@@ -252,10 +253,10 @@ def test_large_loads_that_take_the_same_tokens_crosswise_all_succeed(
 
     with producing(dsn, migrated) as other:
         calls = [
-            Background(lambda c=c, order=order: answers(c.enqueue_many(load(order), None)))
+            Background(partial(c.enqueue_many, load(order), None))
             for c, order in ((core, tokens), (other, tokens[80:] + tokens[:80]))
         ]
-        one, two = (call.result(90.0) for call in calls)
+        one, two = (answers(call.result(90.0)) for call in calls)
     assert [id_ for id_, _ in one] == [id_ for id_, _ in two[80:] + two[:80]]
     assert sum(is_new for _, is_new in one + two) == 160 == count(db)
     rows = db.execute("SELECT token, payload FROM token JOIN task USING (id)").fetchall()
@@ -278,7 +279,7 @@ def test_chaos_of_tokens(dsn: str, migrated: str, db: psycopg.Connection) -> Non
         return seen
 
     merged: dict[str, set[int]] = {}
-    for seen in gather([lambda seed=seed: work(seed) for seed in range(5)], 100.0):
+    for seen in gather([partial(work, seed) for seed in range(5)], 100.0):
         for token, ids in seen.items():
             merged.setdefault(token, set()).update(ids)
     assert all(len(ids) == 1 for ids in merged.values())

@@ -45,7 +45,9 @@ class Stored:
 
 def stored(db: psycopg.Connection) -> dict[int, Stored]:
     """The waiting tasks by id. Fails where one is shown twice."""
-    rows = db.execute("SELECT id, type, queue, kind, max_attempts, payload FROM tasks WHERE state = 'pending'").fetchall()
+    rows = db.execute(
+        "SELECT id, type, queue, kind, max_attempts, payload FROM tasks WHERE state = 'pending'"
+    ).fetchall()
     found = {row[0]: Stored(*row) for row in rows}
     assert len(found) == len(rows), "a task is there twice"
     return found
@@ -53,12 +55,14 @@ def stored(db: psycopg.Connection) -> dict[int, Stored]:
 
 def count(db: psycopg.Connection) -> int:
     """How many tasks were written, waiting or not."""
-    return value(db, "SELECT (SELECT count(*) FROM task) + (SELECT count(*) FROM delayed WHERE payload IS NOT NULL)")
+    counted = value(db, "SELECT (SELECT count(*) FROM task) + (SELECT count(*) FROM delayed WHERE payload IS NOT NULL)")
+    assert isinstance(counted, int)
+    return counted
 
 
 def value(db: psycopg.Connection, statement: str) -> Any:
     """The only value of a statement."""
-    row = db.execute(statement).fetchone()  # type: ignore[arg-type]  # tests' own text
+    row = db.execute(statement).fetchone()
     assert row is not None
     return row[0]
 
@@ -66,15 +70,20 @@ def value(db: psycopg.Connection, statement: str) -> Any:
 def check_chunks(db: psycopg.Connection) -> None:
     """Every chunk's ids are tasks of its lane and leaf, each task lies in one chunk at most, and the limits are kept."""
     assert value(db, "SELECT count(*) FROM ready WHERE hi - lo >= 500") == 0
-    assert value(db, "SELECT count(*) FROM ready WHERE task_bytes::bigint * (hi - lo + 1) > 1024 * 1024 AND hi > lo") == 0
+    assert (
+        value(db, "SELECT count(*) FROM ready WHERE task_bytes::bigint * (hi - lo + 1) > 1024 * 1024 AND hi > lo") == 0
+    )
     missing = value(
         db,
-        """SELECT count(*) FROM ready r, generate_series(r.lo, r.hi) id
-            WHERE NOT EXISTS (SELECT FROM task t WHERE t.id = id AND t.leaf = r.leaf AND t.lane = r.lane AND t.max_attempts = r.max_attempts)""",
+        """SELECT count(*) FROM ready r, generate_series(r.lo, r.hi) AS g (id)
+            WHERE NOT EXISTS (SELECT FROM task t WHERE t.id = g.id AND t.leaf = r.leaf AND t.lane = r.lane
+                                 AND t.max_attempts = r.max_attempts)""",
     )
     assert missing == 0
     assert value(db, "SELECT coalesce(sum(hi - lo + 1), 0) FROM ready") == value(db, "SELECT count(*) FROM task")
-    assert value(db, "SELECT count(*) FROM ready a JOIN ready b ON a.lo <= b.hi AND b.lo <= a.hi AND a.rid < b.rid") == 0
+    assert (
+        value(db, "SELECT count(*) FROM ready a JOIN ready b ON a.lo <= b.hi AND b.lo <= a.hi AND a.rid < b.rid") == 0
+    )
 
 
 class Background(Generic[T]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import enum
 import json
 import math
@@ -75,7 +75,14 @@ class Real(float):
 
 
 def test_subclasses_count_as_what_they_are_made_of() -> None:
-    value = {"a": Colour.RED, Colour.RED: Level.HIGH, "p": Point(1, 2), "o": OrderedDict(b=1), "f": Real(1.5), "n": Level(3)}
+    value = {
+        "a": Colour.RED,
+        Colour.RED: Level.HIGH,
+        "p": Point(1, 2),
+        "o": OrderedDict(b=1),
+        "f": Real(1.5),
+        "n": Level(3),
+    }
     assert encode_json(value) == b'{"a":"red","red":3,"p":[1,2],"o":{"b":1},"f":1.5,"n":3}'
 
 
@@ -97,7 +104,10 @@ _CYCLE.append(_CYCLE)
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"items": [0, 1, 2, {"when": datetime.datetime(2026, 1, 1)}]}, "payload.items[3].when: datetime can't be encoded"),  # noqa: DTZ001
+        (
+            {"items": [0, 1, 2, {"when": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}]},
+            "payload.items[3].when: datetime can't be encoded",
+        ),
         (object(), "payload: object can't be encoded"),
         ({"a": {1, 2}}, "payload.a: set can't be encoded"),
         ({"a b": b"x"}, 'payload["a b"]: bytes can\'t be encoded'),

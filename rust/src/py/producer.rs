@@ -305,7 +305,7 @@ impl<'py> Call<'_, 'py> {
         let py = self.py;
         let mut committed = self.commit_every.map(|_| 0);
         if let Some(stream) = &self.stream {
-            stream.abort();
+            stream.abort(self.commit_every.is_some());
             while !stream.has_ended() {
                 py.detach(|| drop(stream.wait(SLICE)));
                 if let Err(e) = py.check_signals() {

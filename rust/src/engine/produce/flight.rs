@@ -38,6 +38,8 @@ enum Sent {
     Done,
     /// A first try that was thought lost is in.
     Already,
+    /// Somebody else's tasks have the ids.
+    Never,
 }
 
 /// Tasks with their lanes, ids and what became of their tokens.
@@ -148,6 +150,7 @@ impl<'a> Plan<'a> {
         Ok(match self.transact(shared, link, manner, is_again).await? {
             Sent::Done => Some(true),
             Sent::Already => None,
+            Sent::Never => Some(false),
         })
     }
 
@@ -164,10 +167,10 @@ impl<'a> Plan<'a> {
             begin = format!("BEGIN; SET LOCAL lock_timeout = {}", manner.lock_timeout.as_millis());
             let held = tokens::take(shared, link, Some(&begin), &self.wanted, |n| self.ids[n]).await;
             let held = rolled_back(link, held).await?;
-            // A token that answers with our own id: the first try is in after all.
             if held.iter().any(|&(place, id)| self.ids[self.wanted[place].task] == id) {
                 link.batch("ROLLBACK").await?;
-                return Ok(Sent::Already);
+                // A token that answers with our own id: the first try is in after all; without one, the ids were used before.
+                return Ok(if is_again { Sent::Already } else { Sent::Never });
             }
             self.settle(&held);
             begin.clear();

@@ -85,10 +85,11 @@ impl Handoff {
         self.news.notify_one();
     }
 
-    /// No more tasks come, and what they left without a commit is rolled back. Whole transactions that were handed over still go in.
-    pub fn abort(&self) {
+    /// No more tasks come, and what they left without a commit is rolled back. With `commit_every`, whole transactions that were
+    /// handed over still go in.
+    pub fn abort(&self, has_commits: bool) {
         let mut slot = self.slot.lock();
-        slot.batch.take_if(|batch| !batch.commit);
+        slot.batch.take_if(|batch| !(batch.commit && has_commits));
         slot.is_aborted = true;
         self.news.notify_one();
     }
