@@ -416,8 +416,8 @@ def test_two_leaders_that_empty_one_leaf_do_not_deadlock(
     assert not twin.empty_leaf(0)
 
 
-def test_rule_10_rights_on_rows_alone_are_enough_for_retention(store: Session, leader: Leader) -> None:
-    """No DDL outside migrations. (Who owns the tables can do all; what the statements need is told by their kind.)"""
+def test_emptying_a_leaf_locks_that_leaf_alone(store: Session, leader: Leader) -> None:
+    """DROP, DETACH and ATTACH would lock the parents against all."""
     enqueue(store, 3)
     run_all(store, 1)
     close_leaf(leader)
@@ -431,7 +431,7 @@ def test_rule_10_rights_on_rows_alone_are_enough_for_retention(store: Session, l
         f'"{store.schema}"',
     )
     store.rollback()
-    # One leaf each, and never the parents: DROP, DETACH and ATTACH would lock those against all.
+
     assert sorted(name for name, _ in locked) == ["done_00", "task_00"]
 
 
