@@ -96,6 +96,10 @@ def test_a_commit_whose_answer_never_came_is_in_doubt(connected: Database, store
 
 
 def test_a_loss_before_the_commit_is_in_no_doubt(connected: Database, store: Session) -> None:
+    def end_and_go_on() -> None:
+        end(store, connected)
+        connected.run("SELECT 1")
+
     with pytest.raises(ConnectionLost) as caught:
-        add_lane_and(connected, lambda: (end(store, connected), connected.run("SELECT 1")))
+        add_lane_and(connected, end_and_go_on)
     assert not caught.value.in_doubt
