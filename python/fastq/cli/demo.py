@@ -78,7 +78,7 @@ class _Terminal:
     def counting(self, what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
         progress = Progress(
             TextColumn(f"[bold]{what:{_MARGIN - 1}}[/]"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             TextColumn(f"{{task.completed:,}} of {{task.total:,}} {unit}"),
             TimeElapsedColumn(),
             _Note(),
@@ -149,14 +149,17 @@ def _make_table(types: dict[str, TypeReport]) -> Table:
     columns: dict[str, str] = {
         "lines": "lines",
         "completed": "completed",
-        "failed": "failed\nas planned",
+        "failed": "planned\nfailures",
         "lost": "lost",
         "wrong": "other\nfaults",
         "runs": "runs",
-        "retries": "after a\nfailure",
-        "reruns": "after\nthe kill",
+        "retries": "retries",
+        "reruns": "re-runs",
     }
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    if not any(each.wrong for each in types.values()):
+        # Seldom needed, and without it the table fits into 80 columns.
+        del columns["wrong"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("\ntype", style="bold")
     for name, title in columns.items():
         table.add_column(title if "\n" in title else f"\n{title}", justify="right", style=_STYLES.get(name, ""))

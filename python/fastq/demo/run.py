@@ -212,8 +212,8 @@ def _choose(workers: list[Worker], consumers: dict[int, Consumer]) -> tuple[Work
 
 def _describe_wait(tables: Tables, victim: Worker, held: int) -> str:
     consumer = tables.consumers().get(victim.pid)
-    silence = "" if consumer is None else f", silent for {consumer.silence:.0f} s"
-    return f"{held:,} to be rescued from worker {victim.number}{silence}"
+    silence = "" if consumer is None else f", silent {consumer.silence:.0f} s"
+    return f"worker {victim.number}: {held:,} to rescue{silence}"
 
 
 __all__ = ["Report", "Screen", "run"]
