@@ -16,7 +16,7 @@ import pytest
 from tests.support.storage import Leader, Session, Worker, add_lane, delay, enqueue, ids_of
 from tests.support.waiting import wait_until
 
-TASKS = 20_000
+TASKS = 10_000
 #: What waits may not grow beyond this, so that enqueue and consumption overlap.
 BACKLOG = 1500
 MAX_ATTEMPTS = 4
