@@ -75,6 +75,11 @@ impl Error {
         matches!(self.kind, Kind::ConnectionLost { .. })
     }
 
+    /// Whether the server refused the statement for what is in it, not for the state it is in: a smaller statement may pass.
+    pub fn is_data_fault(&self) -> bool {
+        matches!(self.sqlstate().map(|s| &s[..s.len().min(2)]), Some("21" | "22" | "23" | "P0" | "54"))
+    }
+
     /// The server's SQLSTATE, where it answered.
     pub fn sqlstate(&self) -> Option<&str> {
         match &self.kind {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::engine::consume::outcomes::Ended;
 use crate::engine::consume::sched::{Kind, Message, Take};
-use crate::engine::consume::task::{Failure, Outcome};
+use crate::engine::consume::task::{Failure, Outcome, Task};
 use crate::engine::consume::{self, Phase, Settings, Shared, micros};
 use crate::engine::error::{Error, Kind as ErrorKind};
 use crate::py::error::OrRaise;
@@ -19,6 +19,8 @@ use crate::py::task::TaskInfo;
 
 /// A thread hands its outcomes over after this long, even within a batch.
 const HAND_OVER: Duration = Duration::from_millis(1);
+/// Seconds until a task runs again whose handler could not even be called (no memory).
+const UNCALLED_S: f64 = 60.0;
 /// A thread that found nothing for this long leaves.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -117,6 +119,31 @@ impl Engine {
         Err(Error::new(ErrorKind::Consumer, message))
     }
 
+    /// Calls a sync handler in a fresh context. Whatever goes wrong becomes an outcome: a thread that left early would keep its slot.
+    fn call(&self, py: Python<'_>, handler: &Py<PyAny>, task: Task, shared: &Arc<Shared>) -> Outcome {
+        let called = Py::new(py, TaskInfo::new(task, 0, shared)).and_then(|info| {
+            let context = self.copy_context.call0(py)?;
+            let returned = context.call_method1(py, pyo3::intern!(py, "run"), (handler, &info)).and_then(|value| {
+                // A sync function around a coroutine function: nothing has run.
+                if value.is_none(py) || !value.bind(py).hasattr(pyo3::intern!(py, "__await__"))? {
+                    return Ok(());
+                }
+                value.bind(py).call_method0(pyo3::intern!(py, "close")).ok();
+                Err(PyTypeError::new_err("the handler returned an awaitable, which nobody awaits: make it `async def`"))
+            });
+            Ok(returned.map_err(|e| self.judge(py, &info, e)))
+        });
+        match called {
+            Ok(Ok(())) => Outcome::Completed,
+            Ok(Err(failure)) => Outcome::Failed(Box::new(failure)),
+            Err(e) => Outcome::Failed(Box::new(Failure {
+                delay: Some(UNCALLED_S),
+                error: clean(format!("the handler could not be called: {e}")),
+                traceback: String::new(),
+            })),
+        }
+    }
+
     /// What Python's policy makes of an exception.
     fn judge(&self, py: Python<'_>, info: &Py<TaskInfo>, error: PyErr) -> Failure {
         let judged = self
@@ -170,7 +197,6 @@ impl Engine {
         let this = slf.get();
         let shared = this.shared(py)?;
         let slot = shared.join_thread();
-        let run = pyo3::intern!(py, "run");
         let mut outcomes: Vec<Ended> = Vec::with_capacity(64);
         let mut last = None;
         let mut began = Instant::now();
@@ -199,13 +225,12 @@ impl Engine {
                 }
                 count += 1;
                 let holder = task.holder();
-                let info = Py::new(py, TaskInfo::new(task, 0, &shared))?;
-                let context = this.copy_context.call0(py)?;
-                let returned = context.call_method1(py, run, (handler, &info));
-                let outcome = match returned {
-                    Ok(_) => Outcome::Completed,
-                    Err(e) => Outcome::Failed(Box::new(this.judge(py, &info, e))),
-                };
+                shared.counters.started(1);
+                let outcome = this.call(py, handler, task, &shared);
+                if this.check_pid().is_err() {
+                    // The handler forked, and this is the child: its tasks and results are the parent's.
+                    return Ok(());
+                }
                 let now = Instant::now();
                 if slot.finish() {
                     outcomes.push(Ended { holder, took_us: micros(now - began), outcome });
@@ -216,7 +241,6 @@ impl Engine {
                     shared.outcomes.append(&mut outcomes);
                 }
             }
-            shared.counters.started(count as usize);
             shared.outcomes.append(&mut outcomes);
             last = Some((kind, count, began - batch_began));
         }
@@ -232,10 +256,12 @@ impl Engine {
         let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(1));
         let (records, threads, ended) = py.detach(|| shared.outbox.wait(limit));
         for expired in shared.take_expired() {
-            let info = Py::new(py, TaskInfo::new(expired.task.clone(), 0, &shared))?;
             let message = format!("the attempt took longer than its timeout of {} s", expired.timeout.as_secs_f64());
-            let error = pyo3::exceptions::PyTimeoutError::new_err(message);
-            shared.fail_expired(&expired, this.judge(py, &info, error));
+            let failure = match Py::new(py, TaskInfo::new(expired.task.clone(), 0, &shared)) {
+                Ok(info) => this.judge(py, &info, pyo3::exceptions::PyTimeoutError::new_err(message)),
+                Err(_) => Failure { delay: Some(UNCALLED_S), error: message, traceback: String::new() },
+            };
+            shared.fail_expired(&expired, failure);
         }
         let records = records.into_iter().map(|r| (r.level as i32, format!("fastq.{}", r.part), r.message));
         Ok((PyList::new(py, records.collect::<Vec<_>>())?, threads, ended))

@@ -13,14 +13,16 @@ pub struct Books {
     pub last_no: i64,
     /// The claim number before those of the claim under way.
     pub claiming_after: Option<i64>,
-    /// The highest lane id that a tick has seen.
-    pub last_lane: i32,
+    /// The highest lane id and the number of lanes that a tick has seen.
+    pub lanes: (i32, i64),
     /// A tick has seen a lane that was not there before.
     pub lanes_changed: bool,
     /// Lanes that a notification named since the claimer looked.
     pub notified: Vec<i32>,
-    /// Lanes with tasks on tracks 2 and 3.
+    /// Lanes with tasks on track 2.
     pub careful_lanes: Vec<i32>,
+    /// Lanes with tasks on track 3.
+    pub alone_lanes: Vec<i32>,
     /// The claimer has ended.
     pub claimer_ended: bool,
     /// All outcomes are stored and no more will come.

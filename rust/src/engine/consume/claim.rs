@@ -1,7 +1,7 @@
 //! The claimer: takes tasks from the lanes of our types, just ahead of what the handlers use up.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -49,6 +49,8 @@ struct Lane {
     chunks: i64,
     /// There may be more than the last claim took.
     maybe: bool,
+    /// A notification said so, and no claim has looked since.
+    told: bool,
 }
 
 /// One row of a claim's request.
@@ -82,8 +84,8 @@ impl Asked {
 #[derive(Debug, Default)]
 struct Brought {
     tasks: usize,
-    /// Chunks and tasks taken of each lane and track.
-    lanes: HashMap<(i32, i16), (i64, i64)>,
+    /// By lane and track: chunks and tasks taken, and the `rid` up to which all was taken.
+    lanes: HashMap<(i32, i16), (i64, i64, i64)>,
 }
 
 /// See the module.
@@ -94,6 +96,8 @@ pub struct Claimer<'a> {
     link: Option<Link>,
     lanes: Vec<Lane>,
     stale: bool,
+    /// Lanes that were named to us and are of types that we have no handler for.
+    foreign: HashSet<i32>,
     turn: usize,
     /// When the last look at all lanes from their start began, and how long it took.
     swept: Option<Instant>,
@@ -116,6 +120,7 @@ impl<'a> Claimer<'a> {
             link: None,
             lanes: Vec::new(),
             stale: true,
+            foreign: HashSet::new(),
             turn: 0,
             swept: None,
             sweep_time: Duration::ZERO,
@@ -130,8 +135,14 @@ impl<'a> Claimer<'a> {
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
         let mut complained = false;
-        while self.shared.phase() == Phase::Running {
-            match self.step().await {
+        let shared = self.shared;
+        while shared.phase() == Phase::Running {
+            let stepped = tokio::select! {
+                stepped = self.step() => stepped,
+                // A database that does not answer must not keep an abandoned engine: a claim under way is left to the rescuer.
+                () = abandoned(shared) => break,
+            };
+            match stepped {
                 Ok(()) => {
                     backoff.reset();
                     if complained {
@@ -187,11 +198,14 @@ impl<'a> Claimer<'a> {
             return Ok(());
         }
         self.claim_careful().await?;
-        let poll_due = self.swept.map_or(now, |s| s + self.shared.settings.poll_interval);
+        let careful_due = if self.books.borrow().careful_lanes.is_empty() { None } else { Some(now + TRICKLE) };
+        let poll = self.shared.settings.poll_interval.max(self.sweep_time * SWEEP_SHARE);
+        let poll_due = self.swept.map_or(now, |s| s + poll);
         let sweep_due = self.swept.map_or(now, |s| s + (self.sweep_time * SWEEP_SHARE).max(SOON));
         let sweep = now >= poll_due || (self.sweep_wanted && now >= sweep_due);
         if !sweep && !self.lanes.iter().any(|l| l.maybe) {
             let until = if self.sweep_wanted { sweep_due.min(poll_due) } else { poll_due };
+            let until = careful_due.map_or(until, |due| due.min(until));
             drop(timeout_at(until.into(), self.shared.claim_news.notified()).await);
             return Ok(());
         }
@@ -205,9 +219,8 @@ impl<'a> Claimer<'a> {
                 self.swept = Some(now);
                 self.lanes.iter_mut().for_each(|l| l.maybe = true);
             }
-            drop(
-                timeout_at((now + self.shared.settings.poll_interval).into(), self.shared.claim_news.notified()).await,
-            );
+            let until = careful_due.unwrap_or(now + self.shared.settings.poll_interval);
+            drop(timeout_at(until.into(), self.shared.claim_news.notified()).await);
             return Ok(());
         }
         self.shared.hungry.store(false, Ordering::Release);
@@ -226,14 +239,11 @@ impl<'a> Claimer<'a> {
     fn hear(&mut self) {
         let mut books = self.books.borrow_mut();
         for id in std::mem::take(&mut books.notified) {
-            match self.lanes.iter_mut().find(|l| l.id == id) {
-                Some(lane) => lane.maybe = true,
+            if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == id) {
+                (lane.maybe, lane.told) = (true, true);
+            } else if self.foreign.insert(id) {
                 // New, or of a type that isn't ours: asked for once.
-                None if id > books.last_lane => {
-                    books.last_lane = id;
-                    self.stale = true;
-                }
-                None => {}
+                self.stale = true;
             }
         }
         self.stale |= std::mem::take(&mut books.lanes_changed);
@@ -251,7 +261,7 @@ impl<'a> Claimer<'a> {
             let Some(kind) = kinds.iter().position(|k| k.name == name) else { continue };
             let old = self.lanes.iter().find(|l| l.id == id);
             let (hints, chunks) = old.map_or(([0; 4], FEWEST_CHUNKS), |l| (l.hints, l.chunks));
-            lanes.push(Lane { id, kind, queue: Arc::from(queue), hints, chunks, maybe: true });
+            lanes.push(Lane { id, kind, queue: Arc::from(queue), hints, chunks, maybe: true, told: false });
         }
         self.lanes = lanes;
         self.stale = false;
@@ -275,8 +285,9 @@ impl<'a> Claimer<'a> {
             if !sweep && !lane.maybe {
                 continue;
             }
-            let uncapped =
-                want.slow && self.shared.settings.kinds[lane.kind].workers >= self.shared.settings.concurrency;
+            let uncapped = want.slow
+                && startable > 0
+                && self.shared.settings.kinds[lane.kind].workers >= self.shared.settings.concurrency;
             let (group, tasks) = if uncapped { (shared_group, startable) } else { (lane.kind, want.tasks) };
             for track in [1, 0] {
                 asked.push(
@@ -296,10 +307,13 @@ impl<'a> Claimer<'a> {
                 self.swept = Some(Instant::now());
                 self.sweep_wanted = false;
             } else {
-                // What may hold more is of types that want nothing now.
+                // What may hold more is of types that want nothing now; looked at again after `hungry` is up, so that no wake-up is lost.
                 self.shared.hungry.store(true, Ordering::Release);
-                let limit = Instant::now() + self.shared.settings.poll_interval;
-                drop(timeout_at(limit.into(), self.shared.claim_news.notified()).await);
+                let again = self.shared.sched.lock().wants(self.shared.round_trip());
+                if !again.types.iter().any(|w| self.lanes.iter().any(|l| l.maybe && l.kind == w.kind)) {
+                    let limit = Instant::now() + self.shared.settings.poll_interval;
+                    drop(timeout_at(limit.into(), self.shared.claim_news.notified()).await);
+                }
             }
             return Ok(());
         }
@@ -318,7 +332,7 @@ impl<'a> Claimer<'a> {
         let of = |i: usize| brought.lanes.get(&(asked.lanes[i], asked.tracks[i])).copied().unwrap_or_default();
         let (mut groups, mut chunks_in_all): (HashMap<i32, i64>, i64) = (HashMap::new(), 0);
         for i in 0..asked.lanes.len() {
-            let (chunks, tasks) = of(i);
+            let (chunks, tasks, _) = of(i);
             *groups.entry(asked.groups[i]).or_default() += tasks;
             chunks_in_all += chunks;
         }
@@ -326,18 +340,27 @@ impl<'a> Claimer<'a> {
         let cut = saturating(brought.tasks) >= asked.tasks || chunks_in_all >= asked.limit;
         let mut short = false;
         for lane in &mut self.lanes {
-            let (mut seen, mut full, mut at_limit, mut taken) = (false, false, false, 0);
+            let (mut seen, mut full, mut at_limit, mut taken, mut uptos) = (false, false, false, 0, Vec::new());
             for i in (0..asked.lanes.len()).filter(|&i| asked.lanes[i] == lane.id) {
                 seen = true;
-                taken += of(i).0;
+                let (chunks, _, upto) = of(i);
+                taken += chunks;
                 full |= cut || groups.get(&asked.groups[i]).is_some_and(|tasks| *tasks >= asked.wants[i]);
-                at_limit |= of(i).0 >= asked.chunks[i];
+                at_limit |= chunks >= asked.chunks[i];
+                uptos.push((asked.tracks[i], chunks, upto));
             }
             if !seen {
                 continue;
             }
             lane.maybe = full || at_limit;
-            short |= !lane.maybe;
+            // Told of something and found nothing: a row that another holds for a moment is not an empty lane.
+            short |= !lane.maybe && (taken > 0 || lane.told);
+            lane.told = false;
+            for (track, chunks, upto) in uptos {
+                let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 4];
+                // A sweep that was cut short knows of rows behind the hint: there the next claim goes on.
+                *hint = if sweep && lane.maybe && chunks > 0 { upto } else { upto.max(*hint) };
+            }
             if at_limit && !full {
                 lane.chunks = (lane.chunks * 2).min(MOST_CHUNKS);
             } else if full && taken > 0 && taken < lane.chunks / 2 {
@@ -345,7 +368,7 @@ impl<'a> Claimer<'a> {
             }
         }
         // Short, and yet something came: a commit that overtook another, or rows that others hold, lie behind the hints.
-        self.sweep_wanted = short && (brought.tasks > 0 || (self.sweep_wanted && !sweep));
+        self.sweep_wanted = short || (self.sweep_wanted && !sweep);
     }
 
     /// Sends one claim and takes in what it brings.
@@ -431,8 +454,6 @@ impl<'a> Claimer<'a> {
         let lane = self.lanes.iter_mut().find(|l| l.id == lane_id);
         let lane =
             lane.ok_or_else(|| Error::lost(format!("the claim brought lane {lane_id}, which was not asked for")))?;
-        let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 4];
-        *hint = (*hint).max(if shrunk { rid } else { rid + 1 });
         let mut chunk = Chunk::new(epoch, no, lane.kind, Arc::clone(&lane.queue), track, attempts, max_attempts);
         let columns: [Option<Elements<'_>>; 4] = [row.get(10), row.get(11), row.get(12), row.get(13)];
         if let [Some(ids), Some(created), Some(formats), Some(payloads)] = columns {
@@ -445,6 +466,7 @@ impl<'a> Claimer<'a> {
         let taken = brought.lanes.entry((lane_id, track)).or_default();
         taken.0 += 1;
         taken.1 += hi - lo + 1;
+        taken.2 = taken.2.max(if shrunk { rid } else { rid + 1 });
         brought.tasks += chunk.ids().len();
         Ok(chunk)
     }
@@ -471,47 +493,33 @@ impl<'a> Claimer<'a> {
 
     // --- tasks that were lost before ------------------------------------------------------------------------------------------------
 
-    /// Tracks 2 and 3: what is claimed starts at once, so that the rescuer may charge all of it; on track 3 it runs alone.
+    /// Tracks 2 and 3: what is claimed starts at once, so that the rescuer may charge all of it; on track 3 it runs alone. One claim a
+    /// lane and step, so that the others are not kept waiting.
     async fn claim_careful(&mut self) -> Result<()> {
-        let careful: Vec<i32> = std::mem::take(&mut self.books.borrow_mut().careful_lanes);
+        let (careful, alone) = {
+            let mut books = self.books.borrow_mut();
+            (std::mem::take(&mut books.careful_lanes), std::mem::take(&mut books.alone_lanes))
+        };
         for id in careful {
             let Some(at) = self.lanes.iter().position(|l| l.id == id) else { continue };
-            let kind = self.lanes[at].kind;
-            loop {
-                let slots = self.shared.sched.lock().reserve(kind, self.shared.settings.concurrency);
-                if slots == 0 {
-                    break;
-                }
+            let slots = self.shared.sched.lock().reserve(self.lanes[at].kind, self.shared.settings.concurrency);
+            if slots > 0 {
                 let brought = self.claim_track(at, 2, slots).await;
                 self.shared.sched.lock().release(slots);
-                let brought = brought?;
                 self.shared.spread();
-                if brought.tasks == 0 {
-                    break;
-                }
-                // Again as soon as a tick sees more; these have the slots now.
-                self.books.borrow_mut().careful_lanes.push(id);
-                self.wait_for_slot(kind).await;
-                if self.shared.phase() != Phase::Running {
-                    return Ok(());
+                if brought?.tasks == 0 {
+                    continue;
                 }
             }
-            self.claim_alone(at).await?;
+            // Where there was one there may be more, once these have slots.
+            self.books.borrow_mut().careful_lanes.push(id);
+        }
+        for id in alone {
+            if let Some(at) = self.lanes.iter().position(|l| l.id == id) {
+                self.claim_alone(at).await?;
+            }
         }
         Ok(())
-    }
-
-    /// Waits a moment for handlers to end, so that the next careful claim finds room.
-    async fn wait_for_slot(&self, kind: usize) {
-        for _ in 0..10 {
-            sleep(Duration::from_millis(1)).await;
-            let mut sched = self.shared.sched.lock();
-            let slots = sched.reserve(kind, 1);
-            sched.release(slots);
-            if slots > 0 {
-                return;
-            }
-        }
     }
 
     async fn claim_alone(&mut self, at: usize) -> Result<()> {
@@ -562,6 +570,12 @@ impl<'a> Claimer<'a> {
         asked.push(lane, track, 0, 0, tasks);
         asked.chunks = vec![saturating(tasks)];
         self.claim(&asked).await
+    }
+}
+
+async fn abandoned(shared: &Shared) {
+    while shared.phase() < Phase::Abandoned {
+        sleep(Duration::from_millis(50)).await;
     }
 }
 

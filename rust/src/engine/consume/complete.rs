@@ -27,6 +27,10 @@ const SPAN: i64 = 1_024;
 const BUSY: usize = 48;
 /// That moment, counted from the start of the flush before.
 const GATHER: Duration = Duration::from_millis(5);
+/// Until a result that could not be stored is tried again.
+const PARKED: Duration = Duration::from_secs(30);
+/// How the error of such a result begins.
+const PLAIN: &str = "its failure could not be stored";
 /// How long an abandoned engine goes on trying to store what it has.
 const LAST_TRIES: Duration = Duration::from_secs(5);
 
@@ -117,25 +121,29 @@ pub struct Completer<'a> {
     link: Option<Link>,
     connected_before: bool,
     abandoned_at: Option<Instant>,
+    parked: Vec<(Instant, u32, Flush)>,
 }
 
 impl<'a> Completer<'a> {
     /// Not yet connected.
     pub fn new(shared: &'a Shared, target: Target, books: Rc<RefCell<Books>>) -> Self {
-        Self { shared, target, books, link: None, connected_before: false, abandoned_at: None }
+        Self { shared, target, books, link: None, connected_before: false, abandoned_at: None, parked: Vec::new() }
     }
 
     /// Stores outcomes until the engine has stopped, no handler runs, and nothing is left.
     pub async fn run(mut self) {
         let mut last = (Instant::now(), 0);
         loop {
+            if !self.parked.is_empty() {
+                self.retry_parked().await;
+            }
             let ended = self.shared.outcomes.take(FLUSH);
             if ended.is_empty() {
                 if self.is_finished() {
                     break;
                 }
                 let stopping = self.shared.phase() >= Phase::Stopping;
-                let limit = if stopping { Duration::from_millis(20) } else { Duration::from_secs(3600) };
+                let limit = if stopping { Duration::from_millis(20) } else { PARKED };
                 drop(timeout(limit, self.shared.outcomes.wait()).await);
                 if last.1 >= BUSY && !stopping {
                     self.gather(last.0).await;
@@ -194,7 +202,7 @@ impl<'a> Completer<'a> {
                     self.settle(epoch, me, &flush, refused).await;
                     backoff.reset();
                 }
-                Err(e) if is_members_fault(&e) => {
+                Err(e) if e.is_data_fault() => {
                     // The other statements of the flight may have been stored.
                     flush.in_doubt = true;
                     if flush.count > 1 {
@@ -215,8 +223,8 @@ impl<'a> Completer<'a> {
                             format!("can't store {count} results, and keeps trying: {e}"),
                         );
                     }
+                    flush.in_doubt |= self.link.is_some();
                     if e.is_lost() {
-                        flush.in_doubt |= self.link.is_some();
                         self.link = None;
                     }
                     todo.push(flush);
@@ -243,23 +251,42 @@ impl<'a> Completer<'a> {
         self.abandoned_at.get_or_insert_with(Instant::now).elapsed() > LAST_TRIES
     }
 
-    /// One member alone that its statement fails for: named, and stored as failed if that is possible.
-    fn give_up(&self, epoch: u32, flush: Flush, error: &Error, todo: &mut Vec<Flush>) {
+    /// One member alone that its statement fails for: named, and stored in the plainest form; if even that fails it is tried again each
+    /// half minute, and once more at the end.
+    fn give_up(&mut self, epoch: u32, flush: Flush, error: &Error, todo: &mut Vec<Flush>) {
+        let code = error.sqlstate().unwrap_or_default().to_owned();
+        let in_doubt = flush.in_doubt;
         for member in flush.into_members() {
             let id = member.holder.id;
+            let (plain, delay) = match &member.outcome {
+                Outcome::Completed => (format!("its completion could not be stored: SQLSTATE {code}"), None),
+                Outcome::Failed(f) if f.error.starts_with(PLAIN) => (String::new(), f.delay),
+                Outcome::Failed(f) => (format!("{PLAIN}: SQLSTATE {code}"), f.delay),
+                Outcome::GivenBack => (String::new(), None),
+            };
             self.shared.log(Level::Error, "completer", format!("the result of task {id} can't be stored: {error}"));
-            if let Outcome::Completed = member.outcome {
-                let failure = Failure {
-                    delay: None,
-                    error: format!("its completion could not be stored: {error}"),
-                    traceback: String::new(),
-                };
-                let mut failed = Flush::default();
-                failed.add(Ended { outcome: Outcome::Failed(Box::new(failure)), ..member });
-                todo.push(failed);
+            let mut one = Flush { in_doubt, ..Flush::default() };
+            if plain.is_empty() {
+                one.add(member);
+                if self.shared.phase() == Phase::Running {
+                    self.parked.push((Instant::now() + PARKED, epoch, one));
+                }
             } else {
-                self.books.borrow_mut().settle(epoch, member.holder.no, 0);
+                let failure = Failure { delay, error: plain, traceback: String::new() };
+                one.add(Ended { outcome: Outcome::Failed(Box::new(failure)), ..member });
+                todo.push(one);
             }
+        }
+    }
+
+    /// Results that could not be stored and are to be tried again.
+    async fn retry_parked(&mut self) {
+        let all = self.shared.phase() >= Phase::Stopping;
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut self.parked).into_iter().partition(|(at, ..)| all || *at <= now);
+        self.parked = later;
+        for (_, epoch, flush) in due {
+            self.store(epoch, flush).await;
         }
     }
 
@@ -338,10 +365,14 @@ impl<'a> Completer<'a> {
         let lost = |part: Part| refused.iter().filter(|r| r.0 == part).map(|r| r.2.len()).sum::<u64>();
         let completed: usize = flush.completed.values().map(Vec::len).sum();
         let given_back: usize = flush.given_back.values().map(Vec::len).sum();
-        let final_failures = flush.failed.iter().filter(|f| f.2.delay.is_none()).count();
+        let is_stored = |f: &&(i64, i64, Failure, u32)| {
+            !refused.iter().any(|r| r.0 == Part::Failed && r.1 == f.0 && r.2.contains(f.1))
+        };
+        let stored: Vec<_> = flush.failed.iter().filter(is_stored).collect();
+        let final_failures = stored.iter().filter(|f| f.2.delay.is_none()).count();
         counters.completed.fetch_add(completed as u64 - lost(Part::Completed), Ordering::Relaxed);
         counters.failed.fetch_add(final_failures as u64, Ordering::Relaxed);
-        counters.retried.fetch_add((flush.failed.len() - final_failures) as u64, Ordering::Relaxed);
+        counters.retried.fetch_add((stored.len() - final_failures) as u64, Ordering::Relaxed);
         counters.given_back.fetch_add(given_back as u64 - lost(Part::GivenBack), Ordering::Relaxed);
         if refused.is_empty() {
             return;
@@ -382,9 +413,4 @@ impl<'a> Completer<'a> {
         let rows = self.connect().await?.query("find_ended_tasks", &[&me, &nos, &ids]).await?;
         Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
     }
-}
-
-/// The server refused the statement for what is in it, not for the state it is in: a smaller statement may pass.
-fn is_members_fault(e: &Error) -> bool {
-    matches!(e.sqlstate().map(|s| &s[..s.len().min(2)]), Some("21" | "22" | "23" | "P0" | "54"))
 }

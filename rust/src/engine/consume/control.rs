@@ -18,7 +18,7 @@ use crate::engine::sql;
 use crate::engine::wire::IdSet;
 
 /// Registers this process anew: 63 random bits, so that no number is ever met twice.
-pub async fn register(shared: &Shared, link: &Link, books: &mut Books) -> Result<()> {
+pub async fn register(shared: &Shared, link: &Link) -> Result<i64> {
     let me = i64::try_from(random_u64() >> 1).unwrap_or(1).max(1);
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let types: Vec<&str> = shared.settings.kinds.iter().map(|k| k.name.as_str()).collect();
@@ -29,9 +29,8 @@ pub async fn register(shared: &Shared, link: &Link, books: &mut Books) -> Result
     )
     .await?;
     Counters::add(&shared.counters.statements, 1);
-    books.epochs.push(me);
     shared.beaten(sent);
-    Ok(())
+    Ok(me)
 }
 
 /// The host's name, for people.
@@ -93,12 +92,15 @@ impl<'a> Control<'a> {
                             format!("heartbeat and upkeep fail, and keep trying: {e}"),
                         );
                     }
-                    self.upkeep.lose_contact();
                     if e.is_lost() {
+                        self.upkeep.lose_contact();
                         self.link = None;
                         self.notified = None;
                     }
-                    tokio::time::sleep(backoff.delay()).await;
+                    drop(
+                        timeout_at((Instant::now() + backoff.delay()).into(), self.shared.control_news.notified())
+                            .await,
+                    );
                 }
             }
         }
@@ -118,8 +120,8 @@ impl<'a> Control<'a> {
         }
         let Some(link) = &mut self.link else { return Ok(()) };
         if self.shared.settings.listen && self.notified.is_none() {
-            self.notified = link.notified.take();
             link.batch(&format!("LISTEN \"{}\"", sql::channel(&self.shared.settings.schema))).await?;
+            self.notified = link.notified.take();
             Counters::add(&self.shared.counters.statements, 1);
         }
         let now = Instant::now();
@@ -209,11 +211,12 @@ impl<'a> Control<'a> {
                 books.settle(task.chunk.epoch, task.chunk.no, 1);
             }
         }
-        let mut books = std::mem::take(&mut *self.books.borrow_mut());
-        let registered = if stopping { Ok(()) } else { register(self.shared, link, &mut books).await };
-        *self.books.borrow_mut() = books;
-        self.shared.claim_news.notify_one();
-        registered
+        if !stopping {
+            let me = register(self.shared, link).await?;
+            self.books.borrow_mut().epochs.push(me);
+            self.shared.claim_news.notify_one();
+        }
+        Ok(())
     }
 
     /// Ids whose handlers run, of one registration.

@@ -242,6 +242,7 @@ impl Shared {
         let mut sched = self.sched.lock();
         sched.feed();
         self.rouse(&mut sched);
+        self.feed_claimer(&sched);
         let wake = sched.disarm();
         drop(sched);
         if wake {
@@ -382,7 +383,8 @@ pub fn micros(time: Duration) -> u32 {
 pub fn start(settings: Settings) -> Result<Arc<Shared>> {
     let target =
         |part| Target::new(&settings.dsn, &settings.schema, part, settings.connect_timeout, settings.statement_timeout);
-    let targets = (target("claim")?, target("complete")?, target("control")?);
+    let mut targets = (target("claim")?, target("complete")?, target("control")?);
+    targets.2.statement_timeout = targets.2.statement_timeout.min(control_limit(&settings));
     let shared = Arc::new(Shared::new(settings));
     let (report, started) = mpsc::channel::<Result<()>>();
     let (inner, end) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -408,15 +410,21 @@ pub fn start(settings: Settings) -> Result<Arc<Shared>> {
     Ok(shared)
 }
 
+/// How long the control connection waits for anything: a link that went silent is found out, and another made, while there is still time
+/// for a beat before others take us for dead.
+fn control_limit(settings: &Settings) -> Duration {
+    (settings.dead_after.saturating_sub(settings.heartbeat_interval) / 2).max(Duration::from_millis(50))
+}
+
 async fn prepare(shared: &Shared, target: &Target) -> Result<(Link, Rc<RefCell<Books>>)> {
     let link = target.connect(false).await?;
     link.check_schema().await?;
-    let mut books = Books::default();
-    control::register(shared, &link, &mut books).await?;
+    let books = Books { epochs: vec![control::register(shared, &link).await?], ..Books::default() };
     Ok((link, Rc::new(RefCell::new(books))))
 }
 
-async fn run(shared: &Shared, targets: (Target, Target, Target), link: Link, books: Rc<RefCell<Books>>) {
+async fn run(shared: &Shared, mut targets: (Target, Target, Target), link: Link, books: Rc<RefCell<Books>>) {
+    targets.2.connect_timeout = targets.2.connect_timeout.min(control_limit(&shared.settings));
     let claimer = claim::Claimer::new(shared, targets.0, Rc::clone(&books));
     let completer = complete::Completer::new(shared, targets.1, Rc::clone(&books));
     let control = control::Control::new(shared, targets.2, link, books);

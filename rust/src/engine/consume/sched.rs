@@ -232,12 +232,14 @@ impl Sched {
             let state = &self.kinds[at];
             let can_run = state.kind.workers.saturating_sub(state.running + state.queue.len());
             if is_slow(state) {
-                let tasks = can_run.min(free);
+                // One in hand where nothing of it is here: else a type whose backlog refills every slot kept it out for ever.
+                let in_hand = usize::from(state.running + state.queue.len() == 0);
+                let tasks = can_run.min(free.max(in_hand));
                 if tasks > 0 {
                     wants.types.push(Want { kind: at, tasks, slow: true });
                     // A type without a cap shares what is left with the others; the claim's own total keeps the sum right.
                     if state.kind.workers < self.concurrency {
-                        free -= tasks;
+                        free = free.saturating_sub(tasks);
                     }
                 }
                 continue;
@@ -276,7 +278,7 @@ impl Sched {
     pub fn reserve(&mut self, kind: usize, want: usize) -> usize {
         let state = &self.kinds[kind];
         let tasks =
-            want.min(state.kind.workers.saturating_sub(state.running + state.queue.len())).min(self.free_slots());
+            want.min(state.kind.workers.saturating_sub(state.running + state.queue.len())).min(self.startable());
         if self.stopping || self.alone {
             return 0;
         }
@@ -378,25 +380,16 @@ impl Sched {
         if self.stopping {
             return Take::Leave;
         }
-        if !may_start || self.running + self.reserved >= self.concurrency {
+        if !may_start || self.running + self.reserved >= self.concurrency || self.is_others_turn(false) {
             return Take::Empty;
         }
-        let count = self.kinds.len();
-        for step in 0..count {
-            let at = (self.next_kind + step) % count;
+        if let Some(at) = self.next_startable(false) {
             let state = &self.kinds[at];
-            if state.kind.is_async || state.running >= state.kind.workers {
-                continue;
-            }
-            let Some(first) = state.queue.front() else { continue };
-            if !self.may_start(first) {
-                continue;
-            }
-            let careful = first.chunk.track >= 2;
+            let careful = state.queue.front().is_some_and(|t| t.chunk.track >= 2);
             let busy = (self.slots.len() - self.idle.min(self.slots.len())).max(1);
             let share = state.queue.len().div_ceil(busy);
             let batch = if careful { 1 } else { batch_size(state.mean_us).min(share) };
-            self.next_kind = (at + 1) % count;
+            self.next_kind = (at + 1) % self.kinds.len();
             self.takes += 1;
             let taken: Vec<Task> = self.kinds[at].queue.drain(..batch).collect();
             for task in &taken {
@@ -408,6 +401,37 @@ impl Sched {
             return Take::Batch(at);
         }
         self.steal(slot)
+    }
+
+    /// The type whose turn it is among the sync or async ones: first those whose next task must start as it was claimed, then those of
+    /// which nothing runs, then any; each in turn.
+    fn next_startable(&self, is_async: bool) -> Option<usize> {
+        let count = self.kinds.len();
+        let in_turn = (0..count).map(|step| (self.next_kind + step) % count);
+        let startable = in_turn.filter(|&at| {
+            let state = &self.kinds[at];
+            let mine = state.kind.is_async == is_async && state.running < state.kind.workers;
+            mine && state.queue.front().is_some_and(|t| self.may_start(t))
+        });
+        startable.min_by_key(|&at| self.rank(at))
+    }
+
+    fn rank(&self, at: usize) -> u8 {
+        let state = &self.kinds[at];
+        let careful = state.queue.front().is_some_and(|t| t.chunk.track >= 2);
+        if careful { 0 } else { 1 + u8::from(state.running > 0) }
+    }
+
+    /// Whether the last free slot belongs to the other side (threads or event loop), whose next type comes before ours in rank and turn.
+    fn is_others_turn(&self, is_async: bool) -> bool {
+        if self.concurrency > self.running + self.reserved + 1 {
+            return false;
+        }
+        let Some(theirs) = self.next_startable(!is_async) else { return false };
+        let Some(ours) = self.next_startable(is_async) else { return true };
+        let count = self.kinds.len();
+        let turn = |at: usize| (self.rank(at), (at + count - self.next_kind % count) % count);
+        turn(theirs) < turn(ours)
     }
 
     /// Takes half of what another thread took and has not started.
@@ -454,7 +478,7 @@ impl Sched {
         self.kinds.iter().any(|k| {
             let room = !k.kind.is_async && k.running < k.kind.workers && !k.queue.is_empty();
             #[allow(clippy::cast_precision_loss, reason = "a queue's length")]
-            let worth = k.mean_us.is_none_or(|us| us * k.queue.len() as f64 > WORTH_WAKING_US) || self.running == 0;
+            let worth = k.running == 0 || k.mean_us.is_none_or(|us| us * k.queue.len() as f64 > WORTH_WAKING_US);
             room && worth
         })
     }
@@ -496,29 +520,15 @@ impl Sched {
 
     /// Moves async tasks that may run now into the loop's inbox.
     pub fn feed(&mut self) {
-        if self.stopping {
-            return;
-        }
-        let count = self.kinds.len();
-        for step in 0..count {
-            let at = (self.next_kind + step) % count;
-            if !self.kinds[at].kind.is_async {
-                continue;
-            }
-            while self.running + self.reserved < self.concurrency
-                && self.kinds[at].running < self.kinds[at].kind.workers
-            {
-                let Some(first) = self.kinds[at].queue.front() else { break };
-                if !self.may_start(first) {
-                    break;
-                }
-                let Some(task) = self.kinds[at].queue.pop_front() else { break };
-                self.unbuffer(&task);
-                self.kinds[at].running += 1;
-                self.running += 1;
-                self.next_run += 1;
-                self.inbox.push_back(Message::Start(self.next_run, task));
-            }
+        while !self.stopping && self.running + self.reserved < self.concurrency && !self.is_others_turn(true) {
+            let Some(at) = self.next_startable(true) else { return };
+            let Some(task) = self.kinds[at].queue.pop_front() else { return };
+            self.unbuffer(&task);
+            self.next_kind = (at + 1) % self.kinds.len();
+            self.kinds[at].running += 1;
+            self.running += 1;
+            self.next_run += 1;
+            self.inbox.push_back(Message::Start(self.next_run, task));
         }
     }
 

@@ -209,3 +209,56 @@ fn at_a_stop_all_that_has_not_started_is_handed_out_once() {
     assert!(!sched.push(&chunk(0, 0, 200..201)), "and what a claim under way brings is given back");
     assert_eq!(sched.running(), 1);
 }
+
+/// Two types whose backlogs never end share `concurrency` slots for a hundred rounds; answers how often each started.
+fn share(first_async: bool, second_async: bool, concurrency: usize) -> [usize; 2] {
+    let mut sched = sched(vec![kind("a", first_async, 64, None), kind("b", second_async, 64, None)], concurrency);
+    let slots: Vec<_> = (0..concurrency).map(|_| sched.join_thread()).collect();
+    assert!(sched.push(&chunk(0, 0, 0..400)));
+    assert!(sched.push(&chunk(1, 0, 1000..1400)));
+    let mut started = [0; 2];
+    let mut last: Vec<Option<usize>> = vec![None; concurrency];
+    let mut runs: Vec<u64> = Vec::new();
+    for _ in 0..100 {
+        for (slot, last) in slots.iter().zip(&mut last) {
+            drain(slot);
+            let ended = last.take().map(|kind| (kind, 1, Duration::from_secs(1)));
+            if let Take::Batch(kind) = sched.take(slot, ended, true) {
+                started[kind] += 1;
+                *last = Some(kind);
+            }
+            sched.feed();
+        }
+        for message in sched.receive(100, Instant::now(), true) {
+            if let Message::Start(run, task) = message {
+                started[task.chunk.kind] += 1;
+                runs.push(run);
+            }
+        }
+        if !runs.is_empty() {
+            assert!(sched.finish_run(runs.remove(0), Instant::now()).is_some());
+        }
+    }
+    started
+}
+
+#[test]
+fn no_type_is_kept_out_by_anothers_backlog() {
+    for (first, second) in [(false, false), (true, true), (true, false), (false, true)] {
+        for concurrency in [1, 4] {
+            let started = share(first, second, concurrency);
+            assert!(started.iter().all(|&n| n > 10), "async {first} {second}, {concurrency} slots: {started:?}");
+        }
+    }
+}
+
+#[test]
+fn a_type_of_which_nothing_is_here_is_asked_for_though_every_slot_is_taken() {
+    let mut sched = sched(vec![kind("a", false, 2, None), kind("b", false, 2, None)], 2);
+    teach(&mut sched, 0, 500_000);
+    let (one, two) = (sched.join_thread(), sched.join_thread());
+    assert!(sched.push(&chunk(0, 0, 0..10)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(sched.take(&two, None, true), Take::Batch(0));
+    assert!(sched.wants(TRIP).types.contains(&Want { kind: 1, tasks: 1, slow: true }));
+}

@@ -34,6 +34,8 @@ pub struct Upkeep<'a> {
     /// Since when the database answered without a gap; `None`: not now.
     contact: Option<Contact>,
     retention: Retention,
+    /// Tasks in the next promotion.
+    promote: i64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +49,7 @@ impl<'a> Upkeep<'a> {
     /// Not the leader, not in contact.
     pub fn new(shared: &'a Shared, books: Rc<RefCell<Books>>) -> Self {
         let retention = Retention::new(shared.settings.completed_retention, shared.settings.failed_retention);
-        Self { shared, books, term: None, contact: None, retention }
+        Self { shared, books, term: None, contact: None, retention, promote: PROMOTE }
     }
 
     /// The database could not be reached: silence does not count from here on.
@@ -69,16 +71,18 @@ impl<'a> Upkeep<'a> {
         self.note_contact(sent, server_time);
         self.note_term(term);
         let last_lane: i32 = row.get::<_, Option<i32>>("last_lane").unwrap_or(0);
-        let careful: Vec<i32> = row.get("careful_lanes");
+        let lanes = (last_lane, row.get::<_, i64>("lanes"));
+        let (careful, alone): (Vec<i32>, Vec<i32>) = (row.get("careful_lanes"), row.get("alone_lanes"));
         {
             let mut books = self.books.borrow_mut();
-            if last_lane > books.last_lane {
-                books.last_lane = last_lane;
+            if lanes != books.lanes {
+                books.lanes = lanes;
                 books.lanes_changed = true;
                 self.shared.claim_news.notify_one();
             }
-            if !careful.is_empty() {
+            if !careful.is_empty() || !alone.is_empty() {
                 books.careful_lanes = careful;
+                books.alone_lanes = alone;
                 self.shared.claim_news.notify_one();
             }
         }
@@ -98,8 +102,7 @@ impl<'a> Upkeep<'a> {
         let due_in: Option<f64> = row.get("due_in");
         if let (Some(due_in), Some(leaf)) = (due_in, open_leaf) {
             if due_in <= 0.0 {
-                let promoted = self.promote(link, me, term, leaf).await?;
-                if promoted == PROMOTE {
+                if self.promote(link, me, term, leaf).await? {
                     next = Duration::ZERO;
                 }
             } else if due_in < seconds(next) {
@@ -181,15 +184,44 @@ impl<'a> Upkeep<'a> {
         Ok(!rows.is_empty())
     }
 
-    async fn promote(&self, link: &Link, me: i64, term: i64, leaf: i16) -> Result<i64> {
-        let row = link.query_opt("promote_tasks", &[&me, &term, &PROMOTE, &leaf]).await?;
+    /// Promotes one batch; answers whether there may be more. A statement that fails for one of its members is tried with fewer, and
+    /// alone at last the culprit is put off, so that it keeps nobody from starting.
+    async fn promote(&mut self, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
         Counters::add(&self.shared.counters.statements, 1);
-        let Some(row) = row else { return Ok(0) };
+        let row = match link.query_opt("promote_tasks", &[&me, &term, &self.promote, &leaf]).await {
+            Ok(row) => row,
+            Err(e) if e.is_data_fault() && self.promote > 1 => {
+                self.promote /= 2;
+                return Ok(true);
+            }
+            Err(e) if e.is_data_fault() => {
+                let row = link.query_opt("postpone_task", &[&me, &term]).await?;
+                let id: Option<i64> = row.map(|r| r.get(0));
+                self.shared.log(
+                    Level::Error,
+                    "leader",
+                    format!("task {id:?} can't be made ready, and is put off for a minute: {e}"),
+                );
+                return Ok(true);
+            }
+            Err(e) if e.is_lost() => return Err(e),
+            Err(e) => {
+                self.shared.log(
+                    Level::Warning,
+                    "leader",
+                    format!("due tasks can't be made ready, and it is tried again: {e}"),
+                );
+                return Ok(false);
+            }
+        };
+        let Some(row) = row else { return Ok(false) };
         let (promoted, lanes): (i64, Vec<i32>) = (row.get(0), row.get(1));
+        let more = promoted == self.promote;
+        self.promote = (self.promote * 2).min(PROMOTE);
         if promoted > 0 {
             self.notify(link, &lanes).await?;
         }
-        Ok(promoted)
+        Ok(more)
     }
 
     /// Wakes all consumers; ours at once.
