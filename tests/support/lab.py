@@ -115,6 +115,10 @@ class Lab:
         tasks = (Task("t", payload, **options) for payload in (payloads if count is None else (None,) * count))
         return [result.id for result in self.producer.enqueue_many(tasks)]
 
+    def enqueue_others(self, *payloads: Any) -> list[int]:
+        """Tasks of type ``other``, for which only a test that makes one has a consumer. Gives their ids."""
+        return [result.id for result in self.producer.enqueue_many(Task("other", payload) for payload in payloads)]
+
     def wait_for(self, **wanted: int) -> None:
         """Waits until the tasks are in these states."""
         wait_until(lambda: states(self.db) == wanted, timeout=20, message=f"tasks in the states {wanted}")
@@ -150,6 +154,10 @@ class Lab:
         query = "SELECT id FROM consumer WHERE dead_at IS NULL AND id <> ALL (%s) AND (%s::int IS NULL OR pid = %s)"
         id_: int = wait_until(lambda: self.value(query, list(other_than), pid, pid), message="a new registration")
         return id_
+
+    def ids_of(self, pid: int) -> list[int]:
+        """The registrations of a process, living or dead."""
+        return [id_ for (id_,) in self.all("SELECT id FROM consumer WHERE pid = %s", pid)]
 
     def wait_until_leads(self, *, pid: int | None = None, id_: int | None = None) -> None:
         """Waits until a process, or a registration, holds the leader's lease."""
