@@ -7,6 +7,18 @@ from typing import Any, Self, final
 from fastq.settings import ConsumerSettings, ProducerSettings
 from fastq.task import Task
 
+__all__ = [
+    "Engine",
+    "EnqueuedIds",
+    "ProducerCore",
+    "TaskInfo",
+    "encode_json",
+    "migrations",
+    "queries",
+    "render",
+    "version",
+]
+
 version: str
 
 def queries() -> dict[str, str]:
