@@ -514,6 +514,9 @@ impl<'a> Claimer<'a> {
             // Where there was one there may be more, once these have slots.
             self.books.borrow_mut().careful_lanes.push(id);
         }
+        if self.books.borrow().careful_lanes.is_empty() {
+            self.shared.sched.lock().release_saved();
+        }
         for id in alone {
             if let Some(at) = self.lanes.iter().position(|l| l.id == id) {
                 self.claim_alone(at).await?;

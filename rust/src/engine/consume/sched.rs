@@ -163,6 +163,11 @@ pub struct Sched {
     running: usize,
     /// Slots promised to a claim under way that must start what it brings at once.
     reserved: usize,
+    /// Of those, slots that came free while none could be promised, and how many more of the next ones are to be kept.
+    saved: usize,
+    owed: usize,
+    /// The type that they are kept for.
+    saved_kind: usize,
     /// A task that runs alone: nothing else starts while it is wanted or runs.
     alone: bool,
     slots: Vec<Arc<Slot>>,
@@ -193,6 +198,9 @@ impl Sched {
             buffered_bytes: 0,
             running: 0,
             reserved: 0,
+            saved: 0,
+            owed: 0,
+            saved_kind: 0,
             alone: false,
             slots: Vec::new(),
             idle: 0,
@@ -274,21 +282,35 @@ impl Sched {
         (target as usize).saturating_add(slots).min(self.prefetch)
     }
 
-    /// Careful tasks (`track` 2) start as they are claimed: keeps slots free for up to `want` of type `kind` until `release`.
+    /// Careful tasks (`track` 2) start as they are claimed: keeps slots free for up to `want` of type `kind` until `release`. Where none
+    /// is free, those that come free next are saved for them: a backlog that fills every slot at once must not keep them waiting.
     pub fn reserve(&mut self, kind: usize, want: usize) -> usize {
-        let state = &self.kinds[kind];
-        let tasks =
-            want.min(state.kind.workers.saturating_sub(state.running + state.queue.len())).min(self.startable());
         if self.stopping || self.alone {
             return 0;
         }
-        self.reserved += tasks;
+        let state = &self.kinds[kind];
+        let saved = if self.saved_kind == kind { self.saved } else { 0 };
+        let room = want.min(state.kind.workers.saturating_sub(state.running));
+        let tasks = room.min(saved + self.startable());
+        let from_saved = tasks.min(saved);
+        self.saved -= from_saved;
+        self.reserved += tasks - from_saved;
+        if tasks == 0 && (self.saved_kind == kind || self.saved + self.owed == 0) {
+            self.saved_kind = kind;
+            self.owed = (self.concurrency / 4).max(1) - self.saved.min(self.concurrency / 4);
+        }
         tasks
     }
 
     /// The claim that slots were reserved for has come back.
     pub fn release(&mut self, tasks: usize) {
         self.reserved -= tasks.min(self.reserved);
+    }
+
+    /// No careful task waits any more: what was saved for them is free.
+    pub fn release_saved(&mut self) {
+        self.release(self.saved);
+        (self.saved, self.owed) = (0, 0);
     }
 
     /// Nothing more starts, so that a task of `track` 3 may run alone. True: nothing runs now.
@@ -410,7 +432,8 @@ impl Sched {
         let in_turn = (0..count).map(|step| (self.next_kind + step) % count);
         let startable = in_turn.filter(|&at| {
             let state = &self.kinds[at];
-            let mine = state.kind.is_async == is_async && state.running < state.kind.workers;
+            let kept = if at == self.saved_kind { self.saved } else { 0 };
+            let mine = state.kind.is_async == is_async && state.running + kept < state.kind.workers;
             mine && state.queue.front().is_some_and(|t| self.may_start(t))
         });
         startable.min_by_key(|&at| self.rank(at))
@@ -461,6 +484,12 @@ impl Sched {
     fn ended(&mut self, kind: usize) {
         self.kinds[kind].running -= 1;
         self.running -= 1;
+        let careful = &self.kinds[self.saved_kind];
+        if self.owed > 0 && careful.running + self.saved < careful.kind.workers {
+            self.owed -= 1;
+            self.saved += 1;
+            self.reserved += 1;
+        }
     }
 
     #[allow(clippy::cast_precision_loss, reason = "microseconds of a batch")]

@@ -262,3 +262,48 @@ fn a_type_of_which_nothing_is_here_is_asked_for_though_every_slot_is_taken() {
     assert_eq!(sched.take(&two, None, true), Take::Batch(0));
     assert!(sched.wants(TRIP).types.contains(&Want { kind: 1, tasks: 1, slow: true }));
 }
+
+#[test]
+fn careful_tasks_get_the_next_slots_of_a_worker_whose_backlog_fills_them_all() {
+    let mut sched = sched(vec![kind("a", false, 4, None)], 4);
+    teach(&mut sched, 0, 20_000);
+    let slots: Vec<_> = (0..4).map(|_| sched.join_thread()).collect();
+    assert!(sched.push(&chunk(0, 0, 0..60)));
+    for slot in &slots {
+        assert_eq!(sched.take(slot, None, true), Take::Batch(0));
+    }
+    assert_eq!(sched.reserve(0, 100), 0);
+    let ended = Some((0, 1, Duration::from_millis(20)));
+    drain(&slots[0]);
+    assert_eq!(sched.take(&slots[0], ended, true), Take::Empty, "kept for them");
+    drain(&slots[1]);
+    assert_eq!(sched.take(&slots[1], ended, true), Take::Batch(0), "a quarter is enough");
+    assert_eq!(sched.reserve(0, 100), 1);
+    assert!(sched.push(&chunk(0, 2, 500..501)));
+    sched.release(1);
+    assert_eq!(sched.take(&slots[0], None, true), Take::Batch(0));
+    assert_eq!(drain(&slots[0]), [500]);
+    assert_eq!(sched.reserve(0, 100), 0);
+    assert_eq!(sched.take(&slots[0], ended, true), Take::Empty);
+    sched.release_saved();
+    assert_eq!(sched.take(&slots[0], None, true), Take::Batch(0));
+}
+
+#[test]
+fn careful_tasks_of_a_type_at_its_own_cap_get_its_next_slot_and_no_others() {
+    let mut sched = sched(vec![kind("capped", false, 1, None), kind("b", false, 4, None)], 4);
+    teach(&mut sched, 0, 20_000);
+    let slots: Vec<_> = (0..2).map(|_| sched.join_thread()).collect();
+    assert!(sched.push(&chunk(0, 0, 0..5)));
+    assert_eq!(sched.take(&slots[0], None, true), Take::Batch(0));
+    assert!(sched.push(&chunk(1, 0, 100..102)));
+    assert_eq!(sched.take(&slots[1], None, true), Take::Batch(1));
+    assert_eq!(sched.reserve(0, 100), 0);
+    let ended = |kind| Some((kind, 1, Duration::from_millis(20)));
+    drain(&slots[1]);
+    assert_eq!(sched.take(&slots[1], ended(1), true), Take::Batch(1), "its end makes no room for the capped one");
+    drain(&slots[1]);
+    drain(&slots[0]);
+    assert_eq!(sched.take(&slots[0], ended(0), true), Take::Empty);
+    assert_eq!(sched.reserve(0, 100), 1);
+}
