@@ -249,8 +249,8 @@ def test_ctrl_c_while_waiting_for_the_database(core: ProducerCore, dsn: str, db:
                 call()
             releasing.result()
     assert core.enqueue(Task("b"))[1]
-    assert {row.type for row in stored(db).values()} <= {"a", "b"}
-    assert count(db) <= 2
+    # The lock is free again before the interrupted thread has looked up: the stream may have come through, but then it is all in.
+    assert count(db) in (1, 2, 25_001, 25_002)
 
 
 def test_an_iterable_that_gives_nothing_is_rolled_back(dsn: str, migrated: str, db: psycopg.Connection) -> None:

@@ -154,7 +154,8 @@ impl ProducerCore {
 
     #[allow(clippy::type_complexity, reason = "the stub's own type")]
     fn watch(&self, py: Python<'_>, seconds: f64) -> PyResult<(Vec<(u8, String, String)>, usize, bool)> {
-        let limit = duration("seconds", seconds).or_raise(py)?;
+        // As threads wait: less than nothing is nothing.
+        let limit = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let outbox = self.inner.outbox();
         let (records, threads, has_ended) = py.detach(|| outbox.wait(limit));
         let record = |r: crate::engine::logs::Record| (r.level as u8, format!("fastq.{}", r.part), r.message);

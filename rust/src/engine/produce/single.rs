@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::answer::Reply;
@@ -24,6 +25,10 @@ const FLIGHT_BYTES: usize = 1024 * 1024;
 pub(super) const TOKEN_WAIT: Duration = Duration::from_millis(1_500);
 /// The same while looking for the one that is to blame: longer than another producer's commit mostly takes.
 pub(super) const SEARCH_WAIT: Duration = Duration::from_millis(5);
+
+/// How long the first callers after a flight of several wait for the others; the timer's grain makes it up to 2 ms. With 16 threads it
+/// took a sixth off the server's cost of a task, with 64 coroutines a third.
+const LINGER: Duration = Duration::from_micros(500);
 
 /// One call: all of its tasks go in together or none.
 #[derive(Debug)]
@@ -55,6 +60,8 @@ impl Unit {
 #[derive(Debug, Default)]
 struct Waiting {
     units: VecDeque<Unit>,
+    /// Calls that the I/O thread wants to see before it looks.
+    wanted: usize,
     is_closed: bool,
 }
 
@@ -73,8 +80,10 @@ impl Inbox {
             return Err(unit);
         }
         waiting.units.push_back(unit);
-        drop(waiting);
-        self.news.notify_one();
+        if waiting.units.len() >= waiting.wanted {
+            drop(waiting);
+            self.news.notify_one();
+        }
         Ok(())
     }
 
@@ -91,20 +100,32 @@ impl Inbox {
         waiting.units.clear();
     }
 
-    /// The next flight's calls; none: closed.
-    async fn next(&self) -> Option<Vec<Unit>> {
+    /// The next flight's calls; none: closed. `last` is how many the last flight had.
+    ///
+    /// Callers that were answered together come back together: the first of them would fly alone, and the others wait for its return.
+    /// So a flight of several is followed by one that waits for as many, but not for long.
+    async fn next(&self, last: usize) -> Option<Vec<Unit>> {
+        let mut linger = (last > 1).then(|| Box::pin(sleep(LINGER)));
         loop {
             {
                 let mut waiting = self.waiting.lock();
-                let units = take_flight(&mut waiting.units);
-                if !units.is_empty() {
-                    return Some(units);
+                let is_enough = linger.is_none() || waiting.units.len() >= last || waiting.is_closed;
+                if is_enough && !waiting.units.is_empty() {
+                    waiting.wanted = 0;
+                    return Some(take_flight(&mut waiting.units));
                 }
                 if waiting.is_closed {
                     return None;
                 }
+                waiting.wanted = if linger.is_some() { last } else { 0 };
             }
-            self.news.notified().await;
+            match &mut linger {
+                None => self.news.notified().await,
+                Some(end) => tokio::select! {
+                    () = self.news.notified() => {}
+                    () = end => linger = None,
+                },
+            }
         }
     }
 }
@@ -126,7 +147,9 @@ fn take_flight(waiting: &mut VecDeque<Unit>) -> Vec<Unit> {
 pub(super) async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>) {
     let parking = Arc::new(Parking::default());
     let mut parked = JoinSet::new();
-    while let Some(units) = inbox.next().await {
+    let mut last = 0;
+    while let Some(units) = inbox.next(last).await {
+        last = units.len();
         // While some token is known to be blocked, others wait no more for it: its next task would hold them up again.
         let lock_timeout = if parking.is_busy() { SEARCH_WAIT } else { TOKEN_WAIT };
         for unit in fly(&shared, units, lock_timeout).await {
