@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from fastq._engine import TaskInfo
+from fastq.bench._loops import run_coroutine
 
 Kind: TypeAlias = Literal["sync", "async"]
 Handler: TypeAlias = Callable[[TaskInfo], object]
@@ -68,7 +69,7 @@ def bare_loop(kind: Kind, work: float, concurrency: int) -> tuple[int, float]:
     handler = Starts().handler(kind, work)
     task = cast("TaskInfo", _BareTask())
     if kind == "async":
-        return asyncio.run(_bare_coroutines(handler, task, concurrency))
+        return run_coroutine(lambda: _bare_coroutines(handler, task, concurrency))
     return _bare_threads(handler, task, concurrency)
 
 

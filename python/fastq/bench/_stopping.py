@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 #: The last one is what a closed terminal sends; not everywhere.
 _SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: Seconds for which further signals do nothing: people press twice.
+_PATIENCE: Final = 10.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -25,10 +28,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While inside, the first signal raises `Stopped` on the main thread, and later ones do nothing."""
+    """While inside, a signal raises `Stopped` on the main thread. For some seconds more of them do nothing, so that the clean-up ends."""
 
     def __init__(self) -> None:
-        self._came = False
+        self._came_at: float | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -45,13 +48,14 @@ class StopSignals:
             signal.signal(number, before if before is not None else signal.SIG_DFL)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not self._came:
-            self._came = True
+        now = time.monotonic()
+        if self._came_at is None or now - self._came_at > _PATIENCE:
+            self._came_at = now
             raise Stopped(number)
 
 
 def surely(clean_up: Callable[[], object]) -> None:
-    """Run ``clean_up`` to its end: once more if the one signal that can interrupt it came meanwhile."""
+    """Run ``clean_up`` to its end: once more if a signal interrupted it."""
     try:
         clean_up()
     except Stopped:

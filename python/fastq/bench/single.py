@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastq.bench._errors import BenchError
+from fastq.bench._loops import run_coroutine
 from fastq.bench._meter import Meter, usage
 from fastq.bench._result import Result, per, percentile
 from fastq.bench._session import Session
@@ -50,7 +51,7 @@ class Single:
             calls = [_Calls(producer, maker, share) for share in shares]
             with meter.watching(), progress("enqueueing", self.tasks, lambda: producer.stats()["enqueued"]):
                 before = meter.read()
-                seconds = _run_threads(calls) if self.threads else asyncio.run(_run_coroutines(calls))
+                seconds = _run_threads(calls) if self.threads else run_coroutine(lambda: _run_coroutines(calls))
                 after = meter.read()
             stats = producer.stats()
             producer.close()
