@@ -153,13 +153,13 @@ impl ProducerCore {
     }
 
     #[allow(clippy::type_complexity, reason = "the stub's own type")]
-    fn watch(&self, py: Python<'_>, seconds: f64) -> PyResult<(Vec<(u8, String, String)>, usize, bool)> {
+    fn watch(&self, py: Python<'_>, seconds: f64) -> (Vec<(u8, String, String)>, usize, bool) {
         // As threads wait: less than nothing is nothing.
         let limit = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let outbox = self.inner.outbox();
         let (records, threads, has_ended) = py.detach(|| outbox.wait(limit));
         let record = |r: crate::engine::logs::Record| (r.level as u8, format!("fastq.{}", r.part), r.message);
-        Ok((records.into_iter().map(record).collect(), threads, has_ended))
+        (records.into_iter().map(record).collect(), threads, has_ended)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
