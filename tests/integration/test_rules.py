@@ -47,22 +47,22 @@ def test_rule_1_a_late_result_of_a_worker_declared_dead_is_refused(
     first = lab.consumer(stale, concurrency=1)
     warm_up = lab.enqueue(count=200)
     lab.wait_for(completed=200)
-    [held, *waiting] = lab.enqueue("hold", *(None for _ in range(50)))
+    [held, *waiting] = lab.enqueue("hold", *(None for _ in range(5)))
     me = lab.consumer_id()
     lab.wait_for_beat(me, running=[held])
-    assert lab.claimed(me) == {held, *waiting}
+    wait_until(lambda: lab.claimed(me) == {held, *waiting})
     lab.declare_dead(me)
     again = lab.consumer_id(other_than=[me])
     second = lab.consumer(fresh)
-    lab.wait_for(completed=251)
+    lab.wait_for(completed=206)
     assert sorted(fresh.ids) == sorted([held, *waiting])
     second.stop()
     # Only now does the first run of it end.
     stale.release.set()
     wait_until(lambda: first.stats()["refused"])
-    assert f"1 results were refused: the tasks are no longer ours (ids {held})" in caplog.text
+    wait_until(lambda: f"1 results were refused: the tasks are no longer ours (ids {held})" in caplog.text)
     [last] = lab.enqueue(None)
-    lab.wait_for(completed=252)
+    lab.wait_for(completed=207)
     assert stale.ids == [*sorted(warm_up), held, last]
     assert lab.value("SELECT consumer FROM done WHERE ids @> %s::bigint", last) == again
     # The run that the rescuer took away is charged, and no other; what came of it in the end is nowhere.
@@ -83,14 +83,14 @@ def test_rule_2_a_killed_worker_is_charged_for_what_ran_and_not_for_what_it_held
     running = lab.enqueue(*(gate.orders for _ in range(3)))
     me = lab.consumer_id(pid=worker.pid)
     lab.wait_for_beat(me, running=running)
-    held = lab.enqueue(count=60)
-    wait_until(lambda: lab.claimed(me) == {*running, *held})
+    waiting = lab.enqueue(count=60)
+    wait_until(lambda: lab.claimed(me) > {*running}, message="some that are held and not started")
     worker.kill()
     gate.open()
     runs = Runs()
     lab.consumer(runs)
     lab.wait_for(completed=263)
-    assert sorted(runs.started) == sorted([(id_, 2) for id_ in running] + [(id_, 1) for id_ in held])
+    assert sorted(runs.started) == sorted([(id_, 2) for id_ in running] + [(id_, 1) for id_ in waiting])
     assert lab.losses() == dict.fromkeys(running, 1)
     assert lab.value("SELECT count(*) FROM attempt_error") == 3
 

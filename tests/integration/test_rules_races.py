@@ -128,6 +128,31 @@ def test_a_result_in_doubt_counts_once_and_nothing_runs_twice(
         assert links.requests["complete"].count(b"attempt_error e WHERE") >= 2
 
 
+def test_a_result_in_doubt_of_a_run_that_was_rescued_meanwhile_is_refused_and_not_taken_for_stored(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = lab.links()
+    runs = Runs()
+    consumer = lab.consumer(runs, dsn=links.dsn, dead_after=60)
+    lab.enqueue(None)
+    lab.wait_for(completed=1)
+    [held] = lab.enqueue("hold")
+    me = lab.consumer_id()
+    lab.wait_for_beat(me, running=[held])
+    links.hold_requests("complete")
+    runs.release.set()
+    links.wait_for_request("complete")
+    lab.declare_dead(me)
+    # The rescuer notes the lost run under the same consumer and claim.
+    wait_until(lambda: lab.losses() == {held: 1})
+    links.cut("complete")
+    lab.wait_for(completed=2)
+    wait_until(lambda: consumer.stats()["refused"] == 1)
+    wait_until(lambda: f"the tasks are no longer ours (ids {held})" in caplog.text)
+    assert lab.completions()[held] == 2
+    wait_until(lambda: consumer.stats()["completed"] == 2)
+
+
 # --- workers that stand still ----------------------------------------------------------------------
 
 
@@ -140,7 +165,7 @@ def test_a_worker_that_stood_still_past_its_death_starts_nothing_it_lost_and_its
     [held, *waiting] = lab.enqueue(gate.orders, *(None for _ in range(50)))
     me = lab.consumer_id(pid=worker.pid)
     lab.wait_for_beat(me, running=[held])
-    assert lab.claimed(me) == {held, *waiting}
+    assert lab.claimed(me) > {held}
     worker.freeze()
     runs = Runs()
     others = lab.consumer(runs)
@@ -192,8 +217,7 @@ def test_a_stop_gives_back_what_has_not_started_in_front_of_all_that_waits_and_u
     ids = lab.enqueue("hold", *(None for _ in range(300)))
     me = lab.consumer_id()
     lab.wait_for_beat(me, running=ids[:1])
-    wait_until(lambda: len(lab.claimed(me)) > 5)
-    held = lab.claimed(me) - {ids[0]}
+    assert lab.claimed(me) > {ids[0]}
     stopping = threading.Thread(target=consumer.stop, args=(20,))
     stopping.start()
     wait_until(lambda: lab.claimed(me) == {ids[0]})
@@ -205,7 +229,8 @@ def test_a_stop_gives_back_what_has_not_started_in_front_of_all_that_waits_and_u
     assert states(lab.db) == {"completed": 101, "pending": 300}
     assert lab.value("SELECT max(attempts) FROM ready") == 0
     assert lab.value("SELECT count(*) FROM consumer") == 0
-    assert consumer.stats()["given_back"] == len(held)
+    held = {id_ for (id_,) in lab.all("SELECT generate_series(lo, hi) FROM ready WHERE track = 1")}
+    assert consumer.stats()["given_back"] == len(held) > 0
     others = Runs()
     lab.consumer(others, concurrency=1)
     lab.wait_for(completed=401)
@@ -221,13 +246,13 @@ def test_a_stop_that_gives_up_leaves_the_rest_to_others_at_once_and_charges_what
     ids = lab.enqueue("hold", "hold")
     me = lab.consumer_id()
     lab.wait_for_beat(me, running=ids)
-    waiting = lab.enqueue(count=20)
+    waiting = lab.enqueue(count=5)
     wait_until(lambda: lab.claimed(me) == {*ids, *waiting})
     others.release.set()
     # The dead time has no part in it.
     lab.consumer(others, dead_after=600)
     consumer.stop(0.1)
-    lab.wait_for(completed=122)
+    lab.wait_for(completed=107)
     assert sorted(others.started) == [(id_, 2) for id_ in ids] + [(id_, 1) for id_ in waiting]
     assert lab.losses() == dict.fromkeys(ids, 1)
     # What the abandoned handlers do afterwards counts for nothing.

