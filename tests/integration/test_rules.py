@@ -166,7 +166,7 @@ def test_rule_3_a_handler_that_keeps_the_interpreters_lock_keeps_its_task(lab: L
     worker = lab.worker()
     me = lab.consumer_id(pid=worker.pid)
     # Longer than the dead time by far, with no moment in which Python could do anything.
-    [id_] = lab.enqueue({"hold_lock_ms": 3000})
+    [id_] = lab.enqueue({"hold_lock_ms": 2500})
     wait_until(lambda: lab.journal.started() == [id_])
     beats = []
     while not lab.journal.entries("end"):

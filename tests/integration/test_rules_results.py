@@ -197,7 +197,7 @@ def test_rule_7_an_outage_for_all_that_is_longer_than_the_dead_time_kills_nobody
     before = lab.all("SELECT id FROM consumer ORDER BY id")
     links.refuse()
     wait_until(
-        lambda: lab.value("SELECT bool_and(beat_at < clock_timestamp() - interval '3 seconds') FROM consumer"),
+        lambda: lab.value("SELECT bool_and(beat_at < clock_timestamp() - interval '2500 milliseconds') FROM consumer"),
         message="the dead time, twice and more",
     )
     for each in runs:

@@ -81,7 +81,7 @@ def test_a_leaders_death_lets_another_lead_and_promote_in_time(lab: Lab) -> None
     lab.wait_until_leads(pid=worker.pid)
     runs = Runs()
     lab.consumer(runs)
-    [id_] = lab.enqueue(None, delay=3)
+    [id_] = lab.enqueue(None, delay=2.5)
     run_at = lab.value("SELECT run_at FROM delayed")
     worker.kill()
     lab.wait_for(completed=1)
@@ -133,7 +133,7 @@ def test_a_leader_that_was_cut_off_declares_nobody_dead_when_it_is_back(lab: Lab
     # Both are silent; and the leader hears of its own silence first, if it wants to.
     links.hold_requests("control")
     wait_until(
-        lambda: lab.value("SELECT bool_and(beat_at < clock_timestamp() - interval '3 seconds') FROM consumer"),
+        lambda: lab.value("SELECT bool_and(beat_at < clock_timestamp() - interval '2500 milliseconds') FROM consumer"),
         message="the dead time, twice and more",
     )
     links.flow()
