@@ -532,7 +532,8 @@ impl<'a> Claimer<'a> {
         let until = Instant::now() + self.hold;
         let mut ran = false;
         loop {
-            let quiet = self.shared.sched.lock().hold_for_alone();
+            // Stored, too: a result still on its way would be charged as lost if this task kills the process.
+            let quiet = self.shared.sched.lock().hold_for_alone() && self.shared.outcomes.unflushed() == 0;
             if quiet {
                 let brought = self.claim_track(at, 3, 1).await;
                 if !matches!(&brought, Ok(b) if b.tasks > 0) {

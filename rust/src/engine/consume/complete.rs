@@ -381,22 +381,21 @@ impl<'a> Completer<'a> {
         let results = refused.iter().filter(|r| r.0 != Part::GivenBack);
         let mut gone: Vec<(i64, i64)> = results.flat_map(|(_, no, ids)| ids.iter().map(|id| (*no, id))).collect();
         if flush.in_doubt && !gone.is_empty() {
-            match self.find_ours(me, &gone).await {
-                Ok(ours) => {
-                    gone.retain(|g| !ours.contains(g));
-                    counters.completed.fetch_add(ours.len() as u64, Ordering::Relaxed);
+            let ours = self.find_ours_at_last(me, &gone).await;
+            gone.retain(|g| !ours.contains(g));
+            let counters = &self.shared.counters;
+            for (no, id) in ours {
+                match flush.failed.iter().find(|f| f.0 == no && f.1 == id) {
+                    Some(failed) if failed.2.delay.is_some() => Counters::add(&counters.retried, 1),
+                    Some(_) => Counters::add(&counters.failed, 1),
+                    None => Counters::add(&counters.completed, 1),
                 }
-                Err(e) => self.shared.log(
-                    Level::Warning,
-                    "completer",
-                    format!("can't tell which results were stored before: {e}"),
-                ),
             }
         }
         if gone.is_empty() {
             return;
         }
-        counters.refused.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        Counters::add(&self.shared.counters.refused, gone.len());
         let some: Vec<String> = gone.iter().take(5).map(|g| g.1.to_string()).collect();
         let more = if gone.len() > 5 { ", …" } else { "" };
         let message = format!(
@@ -405,6 +404,27 @@ impl<'a> Completer<'a> {
             some.join(", ")
         );
         self.shared.log(Level::Warning, "completer", message);
+    }
+
+    /// As `find_ours`, however long the answer takes: without it our own stored results would count as refused.
+    async fn find_ours_at_last(&mut self, me: i64, gone: &[(i64, i64)]) -> Vec<(i64, i64)> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.find_ours(me, gone).await {
+                Ok(ours) => return ours,
+                Err(e) => {
+                    if e.is_lost() {
+                        self.link = None;
+                    }
+                    if self.is_too_late() {
+                        let message = format!("can't tell which results were stored before: {e}");
+                        self.shared.log(Level::Warning, "completer", message);
+                        return Vec::new();
+                    }
+                    sleep(backoff.delay()).await;
+                }
+            }
+        }
     }
 
     async fn find_ours(&mut self, me: i64, gone: &[(i64, i64)]) -> Result<Vec<(i64, i64)>> {

@@ -61,11 +61,4 @@ impl Counters {
     pub fn timed_out(&self, count: usize) {
         Self::add(&self.timed_out, count);
     }
-
-    /// Whether all that was claimed has ended, as far as the counters say.
-    pub fn is_idle(&self) -> bool {
-        let of = |c: &AtomicU64| c.load(Ordering::Relaxed);
-        of(&self.claimed)
-            <= of(&self.completed) + of(&self.retried) + of(&self.failed) + of(&self.given_back) + of(&self.refused)
-    }
 }

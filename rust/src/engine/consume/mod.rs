@@ -435,7 +435,11 @@ async fn run(shared: &Shared, mut targets: (Target, Target, Target), link: Link,
 async fn watch_threads(shared: &Shared) {
     let mut last = 0;
     while shared.phase() == Phase::Running {
-        tokio::time::sleep(Duration::from_millis(if shared.counters.is_idle() { 20 } else { 2 })).await;
+        let is_idle = {
+            let sched = shared.sched.lock();
+            sched.buffered() == 0 && sched.running() == 0
+        };
+        tokio::time::sleep(Duration::from_millis(if is_idle { 20 } else { 2 })).await;
         let mut sched = shared.sched.lock();
         let takes = sched.takes();
         if takes == last && sched.has_waiting() && shared.may_start(Instant::now()) {
