@@ -77,7 +77,7 @@ def is_stopped(data_dir: Path) -> bool:
 
 def remove_data_dir(data_dir: Path) -> None:
     """Waits until the server of `data_dir` has stopped, and deletes its data, wherever they lie."""
-    wait_until(lambda: is_stopped(data_dir), timeout=30, message=f"the stop of the server in {data_dir}")
+    wait_until(lambda: is_stopped(data_dir), timeout=90, message=f"the stop of the server in {data_dir}")
     shutil.rmtree(home_of(data_dir), ignore_errors=True)
     shutil.rmtree(data_dir, ignore_errors=True)
 
