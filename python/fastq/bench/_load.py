@@ -107,10 +107,13 @@ class Load:
 
     def notes(self, since: float, until: float) -> tuple[str, ...]:
         """What must be known of the backlog between these times."""
-        least = min(self.looks.backlog(since, until))
-        if least >= LEAST:
+        backlogs = self.looks.backlog(since, until)
+        low = sum(backlog < LEAST for backlog in backlogs)
+        if not low:
             return ()
-        return (f"the backlog fell to {least:,}: the producer was slower than the consumer could have been",)
+        share = f"{low / len(backlogs):.1%}"
+        note = f"for {share} of the time the backlog was under {LEAST:,} ({min(backlogs):,} at the least)"
+        return (f"{note}: the producer was slower than the consumer could have been",)
 
     @property
     def completed(self) -> int:

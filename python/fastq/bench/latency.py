@@ -89,15 +89,17 @@ class Latency:
     def _watch_idle(self, consumer: Consumer, meter: Meter) -> dict[str, float | None]:
         """The consumer's statements by its own count, the commits of the whole database by the server's, and processor time."""
         time.sleep(_SETTLE)
-        commits, before, statements = meter.commits(), meter.read(), consumer.stats()["statements"]
+        before, commits, statements = meter.read(), meter.commits(), consumer.stats()["statements"]
         began = time.perf_counter()
         time.sleep(self.idle_seconds)
         seconds = time.perf_counter() - began
         statements = consumer.stats()["statements"] - statements
+        # First this, so that none of the meter's own statements are in it.
+        commits = meter.commits() - commits
         after = meter.read()
         return {
             "idle_statements_per_s": statements / seconds,
-            "idle_commits_per_s": (meter.commits() - commits) / seconds,
+            "idle_commits_per_s": commits / seconds,
             "idle_cpu_percent": (after.client_cpu - before.client_cpu) / seconds * 100,
             "idle_server_cpu_percent": _percent(before, after, seconds),
         }
