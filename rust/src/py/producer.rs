@@ -11,7 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::engine::connect::Target;
 use crate::engine::error::{Error, Kind};
-use crate::engine::produce::answer::{Cell, Mailbox, Reply};
+use crate::engine::produce::answer::{Answer, Mailbox, Reply, Waiter};
 use crate::engine::produce::copy::Batch;
 use crate::engine::produce::{BATCH_BYTES, BATCH_TASKS, Handoff, Producer, SMALL_BYTES, SMALL_TASKS, Settings, ids};
 use crate::py::error::{OrRaise, to_py};
@@ -86,9 +86,9 @@ impl ProducerCore {
     fn enqueue(&self, py: Python<'_>, task: &Bound<'_, PyAny>) -> PyResult<(i64, bool)> {
         self.inner.check().or_raise(py)?;
         let task = task_in::read(task, self.inner.settings().payload_limit).map_err(|e| raise(py, e))?;
-        let cell = Arc::new(Cell::default());
-        self.inner.enqueue(vec![task], Reply::to_cell(&cell)).or_raise(py)?;
-        let answers = wait(py, || cell.wait(SLICE))?.or_raise(py)?;
+        let waiter = Waiter::default();
+        self.inner.enqueue(vec![task], Reply::to_waiter(&waiter)).or_raise(py)?;
+        let answers = wait_for_answer(py, &waiter)?.or_raise(py)?;
         answers.first().copied().ok_or_else(|| PyValueError::new_err("one task, and no answer"))
     }
 
@@ -198,6 +198,12 @@ fn wait<T: Send>(py: Python<'_>, look: impl Fn() -> Option<T> + Send + Sync) -> 
     }
 }
 
+fn wait_for_answer(py: Python<'_>, waiter: &Waiter) -> PyResult<Answer> {
+    let answer = wait(py, || waiter.wait(SLICE))?;
+    waiter.pass_on();
+    Ok(answer)
+}
+
 fn raise(py: Python<'_>, refused: Refused) -> PyErr {
     match refused {
         Refused::Engine(e) => to_py(py, &e),
@@ -284,9 +290,9 @@ impl<'py> Call<'_, 'py> {
             return Ok(ids);
         }
         let tasks = std::mem::take(&mut self.batch).into_tasks();
-        let cell = Arc::new(Cell::default());
-        self.producer.enqueue(tasks, Reply::to_cell(&cell)).map_err(Stop::Failed)?;
-        let answers = wait(self.py, || cell.wait(SLICE)).map_err(Stop::Unrelated)?.map_err(Stop::Failed)?;
+        let waiter = Waiter::default();
+        self.producer.enqueue(tasks, Reply::to_waiter(&waiter)).map_err(Stop::Failed)?;
+        let answers = wait_for_answer(self.py, &waiter).map_err(Stop::Unrelated)?.map_err(Stop::Failed)?;
         for (id, is_new) in answers {
             ids.push(id, is_new);
         }

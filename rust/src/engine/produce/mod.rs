@@ -55,7 +55,7 @@ pub use shared::{Settings, Stats};
 use single::{Inbox, Unit};
 use task::NewTask;
 
-/// Tasks of a batch, at most: with a transaction each, 10,000 cost one wait for the log in 2 us a task.
+/// Tasks of a batch, at most.
 pub const BATCH_TASKS: usize = 10_000;
 /// Bytes after which a batch is handed over.
 pub const BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -77,7 +77,7 @@ pub struct Producer {
 
 #[derive(Debug)]
 struct Running {
-    streams: mpsc::UnboundedSender<Arc<Handoff>>,
+    streams: mpsc::UnboundedSender<Ending>,
     thread: JoinHandle<()>,
 }
 
@@ -136,7 +136,7 @@ impl Producer {
     /// Begins a stream.
     pub fn stream(&self) -> Result<Arc<Handoff>> {
         let handoff = Arc::new(Handoff::default());
-        self.start(|running| running.streams.send(Arc::clone(&handoff)))?.map_err(|_| closed())?;
+        self.start(|running| running.streams.send(Ending::new(Arc::clone(&handoff))))?.map_err(|_| closed())?;
         Ok(handoff)
     }
 
@@ -188,13 +188,13 @@ fn closed() -> Error {
 }
 
 /// The I/O thread's life.
-async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, mut commands: mpsc::UnboundedReceiver<Arc<Handoff>>) {
+async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, mut commands: mpsc::UnboundedReceiver<Ending>) {
     let mut singles = tokio::spawn(single::run(Arc::clone(&shared), Arc::clone(&inbox)));
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(handoff) => drop(streams.spawn(stream::run(Arc::clone(&shared), Ending::new(handoff)))),
+                Some(ending) => drop(streams.spawn(stream::run(Arc::clone(&shared), ending))),
                 None => break,
             },
             Some(_) = streams.join_next() => {}

@@ -254,8 +254,12 @@ impl Shared {
         let count = i32::try_from(blocks).unwrap_or(i32::MAX);
         let rows = self.ask(deadline, "reserve_ids", &[&count]).await?;
         let mut state = self.supply.state.lock();
+        // Asked only for the leaf, time after time, the stock would grow.
+        let is_full = state.stock.left() >= 2 * blocks * usize::try_from(BLOCK).unwrap_or(1);
         for row in &rows {
-            state.stock.add_block(row.try_get("lo")?);
+            if !is_full {
+                state.stock.add_block(row.try_get("lo")?);
+            }
             // Without an open leaf the one that was open last goes on.
             state.leaf = row.try_get::<_, Option<i16>>("open_leaf")?.or(state.leaf).or(Some(0));
         }

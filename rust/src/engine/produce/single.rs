@@ -213,10 +213,10 @@ pub(super) async fn send(shared: &Arc<Shared>, units: &[Unit], manner: &Manner<'
 /// Gives each call its part of the answers.
 pub(super) fn deliver(units: Vec<Unit>, answers: Vec<(i64, bool)>) {
     let mut answers = answers.into_iter();
-    for unit in units {
+    Reply::send_all(units.into_iter().map(|unit| {
         let own = answers.by_ref().take(unit.tasks.len()).collect();
-        unit.reply.send(Ok(own));
-    }
+        (unit.reply, Ok(own))
+    }));
 }
 
 fn refuse(units: Vec<Unit>, e: &Error) {

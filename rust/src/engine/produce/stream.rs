@@ -193,7 +193,11 @@ impl Stream {
         let may_pass = error.is_lost() || matches!(error.sqlstate(), Some("40P01" | "40001" | "23505"));
         tx.tries += 1;
         if !may_pass || tx.kept.is_cut() || tx.tries > TRIES {
-            return Err(error);
+            let message = match error.sqlstate() {
+                Some("55P03") => format!("another open transaction holds an idempotency token of the call: {error}"),
+                _ => error.message.clone(),
+            };
+            return Err(Error { message, ..error });
         }
         if error.sqlstate() == Some("23505") {
             // Somebody else's tasks have these ids: the sequence went back with a crashed server.
