@@ -206,7 +206,9 @@ def test_a_token_that_stays_blocked_is_an_error_in_the_end(dsn: str, migrated: s
             core.enqueue(task("x"))
         assert refused.value.sqlstate == "55P03"
         assert refused.value.is_transient
-        with pytest.raises(DatabaseError, match="holds an idempotency token of the call.*nothing of the call is written"):
+        with pytest.raises(
+            DatabaseError, match=r"holds an idempotency token of the call.*nothing of the call is written"
+        ):
             core.enqueue_many([task(f"many{i}") for i in range(100)] + [task("x")], None)
         assert value(db, "SELECT count(*) FROM token") == 0
         assert core.enqueue(task("y"))[1]
