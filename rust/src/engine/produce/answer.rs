@@ -30,7 +30,7 @@ struct Cell {
 /// A thread's end of its cell.
 ///
 /// Threads that are answered together would all wake at once, to stand in line for the interpreter's lock. So they wake each other:
-/// each the next one when it has that lock, which is about when the next one can have it (16 threads: a fifth less CPU and 17,600
+/// each the next one when it has that lock, which is about when the next one can have it (16 threads: 17,600
 /// enqueues a second instead of 14,100, medians of 5 on 2 cores).
 #[derive(Debug, Default)]
 pub struct Waiter(Arc<Cell>);
