@@ -73,6 +73,14 @@ impl Stats {
     }
 }
 
+/// A connection is gone, and its place empty.
+fn note_loss(shared: &Shared, why: &str) {
+    Stats::add(&shared.stats.reconnects, 1);
+    // The server may have crashed and gone back: its sequence too.
+    shared.supply.state.lock().stock.clear();
+    shared.outbox.log(Level::Warning, PART, format!("lost a connection: {why}"));
+}
+
 /// One connection's place: made on demand, made again when it was lost.
 #[derive(Debug, Default)]
 pub(super) struct Line(AsyncMutex<Option<Arc<Link>>>);
@@ -83,7 +91,7 @@ impl Line {
         let mut link = self.0.lock().await;
         match &*link {
             Some(link) if !link.is_closed() => return Ok(Arc::clone(link)),
-            Some(_) => Stats::add(&shared.stats.reconnects, 1),
+            Some(_) => note_loss(shared, "it was closed while nothing was under way"),
             None => {}
         }
         *link = None;
@@ -102,10 +110,7 @@ impl Line {
         let mut link = self.0.lock().await;
         if link.as_ref().is_some_and(|link| Arc::ptr_eq(link, gone)) {
             *link = None;
-            Stats::add(&shared.stats.reconnects, 1);
-            // The server may have crashed and gone back: its sequence too.
-            shared.supply.state.lock().stock.clear();
-            shared.outbox.log(Level::Warning, PART, format!("lost a connection: {why}"));
+            note_loss(shared, &why.message);
         }
     }
 }
