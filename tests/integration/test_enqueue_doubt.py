@@ -13,7 +13,7 @@ from fastq.errors import ConnectionLost
 from fastq.task import Task
 from tests.support.producing import Background, answers, check_chunks, count, producing, stored, value
 from tests.support.proxy import Proxy
-from tests.support.waiting import wait_until
+from tests.support.waiting import until_the_next_notification, wait_until
 
 
 @pytest.fixture
@@ -48,6 +48,9 @@ def test_a_flight_that_was_committed_is_not_sent_again(
     core: ProducerCore, proxy: Proxy, db: psycopg.Connection, kind: str
 ) -> None:
     known = core.enqueue(Task("a", "first", idempotency_token="known"))[0]
+    # What it is sent with is known to the server.
+    core.enqueue(Task("a", "warm"))
+    core.enqueue(Task("a", "warm", delay=60))
     is_duplicate = kind == "duplicate"
     requests = core.stats()["statements"]
     # Answers are held when the flight is under way: at its last step, so that it commits.
@@ -55,11 +58,11 @@ def test_a_flight_that_was_committed_is_not_sent_again(
     call = Background(lambda: core.enqueue(KINDS[kind]))
     wait_until(lambda: core.stats()["statements"] > requests)
     if kind in ("plain", "delayed"):
-        wait_until(lambda: count(db) == 2)
+        wait_until(lambda: count(db) == 4)
     proxy.cut()
     id_, is_new = call.result()
     assert (id_ == known, is_new) == (is_duplicate, not is_duplicate)
-    assert count(db) == (1 if is_duplicate else 2)
+    assert count(db) == (3 if is_duplicate else 4)
     assert is_duplicate or stored(db)[id_].payload == '"x"'
     check_chunks(db)
 
@@ -76,6 +79,25 @@ def test_a_commit_whose_answer_is_lost(core: ProducerCore, proxy: Proxy, db: psy
     assert (id_ == known, is_new) == (kind == "duplicate", kind != "duplicate")
     assert count(db) == (2 if kind == "duplicate" else 3)
     assert len(stored(db)) == count(db)
+    check_chunks(db)
+
+
+def test_what_is_found_is_not_answered_before_it_is_on_disk(
+    core: ProducerCore, proxy: Proxy, db: psycopg.Connection
+) -> None:
+    """The commit that wakes consumers is flushed by the request after it, which is lost here with the answer to the first."""
+    for n in range(5):
+        # The next one is to be its process's first for some time.
+        core.enqueue(Task("a", "warm"))
+        until_the_next_notification()
+        lost = proxy.lost
+        before = value(db, "SELECT pg_current_wal_insert_lsn()")
+        proxy.lose_answer_to(b"\0")
+        id_, is_new = core.enqueue(Task("a", n))
+        after = value(db, "SELECT pg_current_wal_flush_lsn()")
+        assert (is_new, proxy.lost) == (True, lost + 1)
+        assert id_ in stored(db)
+        assert db.execute("SELECT pg_wal_lsn_diff(%s, %s) > 0", (after, before)).fetchone() == (True,)
     check_chunks(db)
 
 
@@ -119,7 +141,7 @@ def test_unknown_stays_unknown(proxy: Proxy, migrated: str, db: psycopg.Connecti
         core.enqueue(Task("a", 0))
         proxy.hold_answers()
         call = Background(lambda: core.enqueue(Task("a", 1)))
-        wait_until(lambda: count(db) == 2)
+        wait_until(lambda: count(db) == 4)
         proxy.refuse()
         with pytest.raises(ConnectionLost) as lost:
             call.result()

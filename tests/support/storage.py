@@ -271,6 +271,8 @@ def enqueue(
         [len(payload)] * len(parts),
         [part[0] for part in parts],
         [part[-1] for part in parts],
+        None,
+        None,
     )
     return ids
 

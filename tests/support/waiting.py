@@ -63,6 +63,12 @@ async def wait_until_async(
         pause = min(pause * 1.2, _PAUSE * 10)
 
 
+def until_the_next_notification() -> None:
+    """Lets the 5 ms pass in which a process notifies once, so that its next enqueue does."""
+    over = time.monotonic() + 0.006
+    wait_until(lambda: time.monotonic() > over)
+
+
 def _look(predicate: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return predicate(), None

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from types import FrameType
@@ -204,6 +205,28 @@ def test_processes_are_read_from_proc() -> None:
     assert not is_here(os.getpid(), 1.0)
     # Above what a process can be numbered.
     assert (cpu_seconds(2**30), memory_bytes(2**30), is_here(2**30, 1.0)) == (None, None, False)
+
+
+def test_a_signal_while_a_coroutine_is_being_started_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        assert begun.wait(30)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
+    with StopSignals(), pytest.raises(Stopped):
+        run_coroutine(work)
+    assert ended.is_set()
 
 
 def test_a_coroutine_runs_beside_the_main_thread_and_ends_with_it() -> None:

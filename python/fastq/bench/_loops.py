@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -23,9 +23,12 @@ def run_coroutine(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """
     outcome: Future[T] = Future()
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+    is_stopped = threading.Event()
 
     async def main() -> T:
         running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        if is_stopped.is_set():
+            raise asyncio.CancelledError
         return await make()
 
     def work() -> None:
@@ -35,16 +38,19 @@ def run_coroutine(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
             outcome.set_exception(error)
 
     thread = threading.Thread(target=work, name="fastq-bench-loop", daemon=True)
-    thread.start()
     try:
+        # Within: the signal may come while the thread starts.
+        thread.start()
         return outcome.result()
     finally:
+        is_stopped.set()
         for loop, task in running:
             # Closed: it has ended.
             with contextlib.suppress(RuntimeError):
                 if task is not None:
                     loop.call_soon_threadsafe(task.cancel)
-        thread.join(_GRACE)
+        # The outcome is the thread's last step. One that has not quite started can't be joined.
+        wait([outcome], _GRACE)
 
 
 __all__ = ["run_coroutine"]

@@ -10,10 +10,11 @@ use crate::engine::connect::Link;
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::copy::{ChunkColumns, Chunker};
 use crate::engine::produce::ids::RunIter;
-use crate::engine::produce::notify::announce;
+use crate::engine::produce::notify::{announce, take_turn};
 use crate::engine::produce::shared::{Line, Param, Shared, Stats};
 use crate::engine::produce::task::{NewTask, When};
 use crate::engine::produce::tokens::{self, Wanted};
+use crate::engine::sql;
 
 /// Tries of one flight, over reconnects, deadlocks and doubts.
 const TRIES: usize = 100;
@@ -142,7 +143,11 @@ impl<'a> Plan<'a> {
     ) -> Result<Option<bool>> {
         if is_again {
             match self.look(link).await? {
-                Seen::Ours => return Ok(Some(true)),
+                Seen::Ours => {
+                    // Seen is not yet durable: the first try's flush may be what was lost.
+                    link.execute("flush_log", &[]).await?;
+                    return Ok(Some(true));
+                }
                 Seen::Strangers => return Ok(Some(false)),
                 Seen::Nothing => {}
             }
@@ -208,7 +213,11 @@ impl<'a> Plan<'a> {
             chunker.push(self.ids[n], self.lanes[n], self.tasks[n].max_attempts, self.tasks[n].payload.len());
         }
         let chunks = ChunkColumns::from(chunker.finish());
-        let enqueue: [Param<'_>; 11] = [
+        let is_direct = std::ptr::eq(manner.line, &raw const shared.direct);
+        let is_alone = !begin.is_empty() && !is_again && (now.is_empty() || later.is_empty());
+        let turn = if is_alone && is_direct && later.is_empty() { take_turn(shared, &chunks.lanes) } else { None };
+        let channel = sql::channel(&shared.target.statements.schema);
+        let enqueue: [Param<'_>; 13] = [
             &self.leaf,
             &now_columns.ids,
             &now_columns.lanes,
@@ -220,6 +229,8 @@ impl<'a> Plan<'a> {
             &chunks.task_bytes,
             &chunks.los,
             &chunks.his,
+            &channel,
+            &turn,
         ];
         let delay: [Param<'_>; 7] = [
             &later_columns.ids,
@@ -233,7 +244,6 @@ impl<'a> Plan<'a> {
         // On the direct connection the notification follows the commit without waiting for its answer; from another one it could
         // come before it.
         let tell = || announce(shared, chunks.lanes.iter().copied());
-        let is_direct = std::ptr::eq(manner.line, &raw const shared.direct);
         let ready = async {
             if is_direct {
                 tell();
@@ -241,7 +251,16 @@ impl<'a> Plan<'a> {
         };
         Stats::add(&shared.stats.flights, 1);
         Stats::add(&shared.stats.commits, 1);
-        if !begin.is_empty() && !is_again && (now.is_empty() || later.is_empty()) {
+        if turn.is_some() {
+            Stats::add(&shared.stats.statements, 2);
+            for name in ["enqueue_tasks", "flush_log"] {
+                link.prepare(name).await?;
+            }
+            let (sent, flushed) = tokio::join!(link.execute("enqueue_tasks", &enqueue), link.execute("flush_log", &[]));
+            sent?;
+            return flushed.map(|_| Sent::Done).map_err(unflushed);
+        }
+        if is_alone {
             // One statement is a transaction by itself.
             Stats::add(&shared.stats.statements, 1);
             let (name, params) =
@@ -365,6 +384,12 @@ pub(super) async fn rolled_back<T>(link: &Link, result: Result<T>) -> Result<T> 
         link.batch("ROLLBACK").await?;
     }
     result
+}
+
+/// The tasks are in, and nobody knows whether for good: as after a lost answer, that must be found out.
+fn unflushed(e: Error) -> Error {
+    let message = format!("the server could not say that the log is durable: {}", e.message);
+    if e.is_lost() { e } else { Error::new(Kind::ConnectionLost { in_doubt: true }, message) }
 }
 
 /// Marks an error that leaves a commit's outcome unknown.

@@ -47,6 +47,16 @@ fn turn() -> Result<(), Duration> {
         .map_err(|_| Duration::from_micros(INTERVAL_US))
 }
 
+/// The lanes as text, where the flight that brings them tasks is to notify by itself: nothing is pending, and it is its turn. Consumers
+/// then claim while the log is being flushed, a good half of the time until a lone task starts.
+pub(super) fn take_turn(shared: &Shared, lanes: &[i32]) -> Option<String> {
+    let is_free = shared.settings.notify && lanes.len() <= LANES && !shared.notifier.0.lock().is_scheduled;
+    (is_free && turn().is_ok()).then(|| {
+        Stats::add(&shared.stats.notifies, 1);
+        text_of(lanes)
+    })
+}
+
 /// These lanes have new tasks. To be called when the commit is on its way on the direct connection: the notification follows on it.
 pub(super) fn announce(shared: &Arc<Shared>, lanes: impl Iterator<Item = i32>) {
     if !shared.settings.notify {
@@ -82,13 +92,17 @@ pub(super) async fn flush_last(shared: &Arc<Shared>) {
     }
 }
 
+fn text_of(lanes: &[i32]) -> String {
+    lanes.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
+}
+
 async fn send(shared: &Arc<Shared>, lanes: BTreeSet<i32>) {
     // A lost notification costs consumers one poll interval: no reason to connect, to repeat, or to fail.
     let Some(link) = shared.direct.open().await else { return };
     let channel = sql::channel(&shared.target.statements.schema);
     let lanes: Vec<_> = lanes.into_iter().collect();
     for lanes in lanes.chunks(LANES) {
-        let text = lanes.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
+        let text = text_of(lanes);
         Stats::add(&shared.stats.statements, 1);
         if link.query("notify_ready", &[&channel, &text]).await.is_ok() {
             Stats::add(&shared.stats.notifies, 1);

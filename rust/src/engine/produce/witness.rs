@@ -89,7 +89,8 @@ impl Witness {
                 return Ok(link.query("find_enqueued", &[&&ids[..]]).await?.len() > 1);
             }
             let (none, none_small, none_int): (&[i64], &[i16], &[i32]) = (&[], &[], &[]);
-            let params: [Param<'_>; 11] = [
+            let silent: Option<&str> = None;
+            let params: [Param<'_>; 13] = [
                 &self.leaf,
                 &&ids[..],
                 &&lanes[..],
@@ -101,6 +102,8 @@ impl Witness {
                 &none_int,
                 &none,
                 &none,
+                &silent,
+                &silent,
             ];
             link.execute("enqueue_tasks", &params).await?;
             Ok(false)
