@@ -11,8 +11,8 @@ import pytest
 from fastq._engine import ProducerCore
 from fastq.errors import ConnectionLost
 from fastq.task import Task
+from tests.support.faults.network import Proxy
 from tests.support.producing import Background, answers, check_chunks, count, producing, stored, value
-from tests.support.proxy import Proxy
 from tests.support.waiting import until_the_next_notification, wait_until
 
 
