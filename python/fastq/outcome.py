@@ -56,7 +56,7 @@ class FailureHandler:
     def _delay(self, task: TaskInfo, error: BaseException) -> float:
         try:
             return to_seconds("the retry policy's delay", self._policy.delay(task, error))
-        except Exception:  # noqa: BLE001 - a class of the user's
+        except (Exception, SystemExit):  # noqa: BLE001 - a class of the user's
             # The attempt's outcome must not be lost for a policy's sake, nor for a log's.
             with contextlib.suppress(Exception):
                 _log.exception(
@@ -83,7 +83,7 @@ def describe(error: BaseException) -> str:
     """The error's class and text, fit to be stored."""
     try:
         text = str(error)
-    except Exception as second:  # noqa: BLE001 - a class of the user's
+    except (Exception, SystemExit) as second:  # noqa: BLE001 - a class of the user's
         text = f"(its text can't be had: str() raised {type(second).__name__})"
     name = type(error).__qualname__
     return fit(f"{name}: {text}" if text else name, ERROR_LIMIT)

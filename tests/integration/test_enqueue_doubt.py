@@ -141,7 +141,7 @@ def test_unknown_stays_unknown(proxy: Proxy, migrated: str, db: psycopg.Connecti
         core.enqueue(Task("a", 0))
         proxy.hold_answers()
         call = Background(lambda: core.enqueue(Task("a", 1)))
-        wait_until(lambda: count(db) == 4)
+        wait_until(lambda: count(db) == 2)
         proxy.refuse()
         with pytest.raises(ConnectionLost) as lost:
             call.result()

@@ -58,11 +58,11 @@ def test_a_timedelta_from_a_policy() -> None:
     assert FailureHandler(Policy())(_task(), _raised(ValueError()))[0] == 60.0
 
 
-@pytest.mark.parametrize("answer", [-1, float("nan"), "soon", None, RuntimeError("broken")])
+@pytest.mark.parametrize("answer", [-1, float("nan"), "soon", None, RuntimeError("broken"), SystemExit(3)])
 def test_a_policy_that_fails_costs_no_outcome(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Policy:
         def delay(self, task: object, error: BaseException) -> Any:
-            if isinstance(answer, Exception):
+            if isinstance(answer, BaseException):
                 raise answer
             return answer
 
@@ -111,6 +111,14 @@ def test_an_error_whose_str_raises() -> None:
     error = _raised(_Unspeakable())
     assert describe(error) == "_Unspeakable: (its text can't be had: str() raised RuntimeError)"
     assert "_Unspeakable" in format_traceback(error)
+
+
+def test_an_error_whose_str_would_end_the_process() -> None:
+    class Exits(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise SystemExit(3)
+
+    assert describe(_raised(Exits())).endswith("Exits: (its text can't be had: str() raised SystemExit)")
 
 
 def test_an_error_without_text() -> None:
