@@ -98,11 +98,15 @@ def test_rule_2_a_killed_worker_is_charged_for_what_ran_and_not_for_what_it_held
 @pytest.mark.parametrize("max_attempts", [1, 2])
 def test_rule_2_a_task_that_kills_its_process_fails_and_its_neighbours_complete(lab: Lab, max_attempts: int) -> None:
     payloads = [None] * 51
-    payloads[20] = {"kill": 1}  # type: ignore[call-overload]
+    payloads[20] = {"kill": "signal"}  # type: ignore[call-overload]
     ids = lab.enqueue(*payloads, max_attempts=max_attempts) if max_attempts > 1 else []
     if not ids:
         # Of innocents that may be tried once only, one beside the killer may end with it: a started run is a counted run.
-        before, killer, after = lab.enqueue(count=20), lab.enqueue({"kill": 1}, max_attempts=1), lab.enqueue(count=30)
+        before, killer, after = (
+            lab.enqueue(count=20),
+            lab.enqueue({"kill": "signal"}, max_attempts=1),
+            lab.enqueue(count=30),
+        )
         ids = before + killer + after
     killer_id, innocents = ids[20], {*ids[:20], *ids[21:]}
     workers = 0
@@ -130,7 +134,7 @@ def test_rule_2_a_task_that_kills_its_process_fails_and_its_neighbours_complete(
 
 
 def test_rule_2_what_ran_alone_is_stored_before_the_next_starts(lab: Lab) -> None:
-    innocent, killer = lab.enqueue(None, {"kill": 1}, max_attempts=2)
+    innocent, killer = lab.enqueue(None, {"kill": "signal"}, max_attempts=2)
     # As after losses that left each of them one attempt.
     lab.db.execute("UPDATE ready SET track = 3, attempts = 1")
     links = lab.links()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +14,10 @@ import psycopg
 
 from fastq import Consumer, Producer, Task, TaskInfo
 from tests.support.consuming import new_consumer, states
+from tests.support.faults.journal import Journal
+from tests.support.faults.processes import Gate, WorkerProcess
 from tests.support.links import Links
 from tests.support.waiting import wait_until
-from tests.support.workers import Gate, Journal, WorkerProcess
 
 #: Durations in seconds, a tenth of the defaults. A machine that stands still for a second would kill no one.
 QUICK: Final[dict[str, Any]] = {"heartbeat_interval": 0.2, "dead_after": 1.2, "lease": 0.6, "poll_interval": 0.2}
@@ -53,13 +54,17 @@ class Runs:
 
 
 class Lab:
-    """A migrated schema with a producer. All that is made here ends with it."""
+    """A migrated schema with a producer. All that is made here ends with it. ``settings`` are those of consumers and workers
+    that are not told others."""
 
-    def __init__(self, dsn: str, schema: str, db: psycopg.Connection, folder: Path) -> None:
+    def __init__(
+        self, dsn: str, schema: str, db: psycopg.Connection, folder: Path, settings: Mapping[str, Any] = QUICK
+    ) -> None:
         self.dsn = dsn
         self.schema = schema
         self.db = db
         self._folder = folder
+        self._settings = dict(settings)
         self._stack = ExitStack()
         self._count = 0
         self._links: list[Links] = []
@@ -82,18 +87,27 @@ class Lab:
         """One for type ``t``, started; without a handler, one that only does its upkeep."""
         dsn = settings.pop("dsn", self.dsn)
         type_ = settings.pop("type", "t" if handler is not None else "nothing of the kind")
-        consumer = new_consumer(dsn, self.schema, **(QUICK | settings))
+        consumer = new_consumer(dsn, self.schema, **(self._settings | settings))
         consumer.handler(type_)(handler or (lambda _: None))
         consumer.start()
         self._stack.callback(_stop, consumer, handler)
         return consumer
 
-    def worker(self, **settings: Any) -> WorkerProcess:
-        """A process with a consumer for type ``t``."""
+    def worker(
+        self,
+        *,
+        types: Mapping[str, int | None] | None = None,
+        is_async: bool = False,
+        retry: float | None = 0.0,
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> WorkerProcess:
+        """A process with a consumer, by default for type ``t``; see `WorkerProcess`."""
         self._count += 1
-        settings = {"dsn": self.dsn, "schema": self.schema, **QUICK, **settings}
+        log = self._folder / f"worker-{self._count}.log"
+        settings = {"dsn": self.dsn, "schema": self.schema, **self._settings, **settings}
         return self._stack.enter_context(
-            WorkerProcess(self.journal, self._folder / f"worker-{self._count}.log", settings)
+            WorkerProcess(self.journal, log, settings, types=types, is_async=is_async, retry=retry, env=env)
         )
 
     def links(self) -> Links:
@@ -112,16 +126,19 @@ class Lab:
 
     def enqueue(self, *payloads: Any, count: int | None = None, **options: Any) -> list[int]:
         """Tasks of type ``t`` with these payloads, or so many without any. Gives their ids."""
-        tasks = (Task("t", payload, **options) for payload in (payloads if count is None else (None,) * count))
-        return [result.id for result in self.producer.enqueue_many(tasks)]
+        return self.enqueue_type("t", *(payloads if count is None else (None,) * count), **options)
 
     def enqueue_others(self, *payloads: Any) -> list[int]:
         """Tasks of type ``other``, for which only a test that makes one has a consumer. Gives their ids."""
-        return [result.id for result in self.producer.enqueue_many(Task("other", payload) for payload in payloads)]
+        return self.enqueue_type("other", *payloads)
 
-    def wait_for(self, **wanted: int) -> None:
+    def enqueue_type(self, type_: str, /, *payloads: Any, **options: Any) -> list[int]:
+        """Tasks of any type with these payloads. Gives their ids."""
+        return [result.id for result in self.producer.enqueue_many(Task(type_, each, **options) for each in payloads)]
+
+    def wait_for(self, *, within: float = 20.0, **wanted: int) -> None:
         """Waits until the tasks are in these states."""
-        wait_until(lambda: states(self.db) == wanted, timeout=20, message=f"tasks in the states {wanted}")
+        wait_until(lambda: states(self.db) == wanted, timeout=within, message=f"tasks in the states {wanted}")
 
     def completions(self) -> dict[int, int]:
         """By id: how many runs it took, of each task that was completed. Fails where one was completed twice."""

@@ -1,0 +1,144 @@
+"""A worker process: ``worker_main.py SPEC``, a JSON object that `processes.WorkerProcess` writes. Works until SIGTERM.
+
+Its handlers do what a task's payload orders, and write down that they started and ended. Orders, together in one object:
+
+- ``kill``: end the process, by ``"signal"`` (SIGKILL), ``"exit"`` (os._exit) or ``"segfault"``.
+- ``stop_once``: a path; the first that gets there stops the whole process (SIGSTOP), any later one goes on.
+- ``hold_lock_ms``: keep the interpreter's lock for so long.
+- ``gate``: the path of a gate to wait at.
+- ``seconds``: take so long.
+- ``fail``: raise in so many first attempts.
+
+A payload of ``"quiet"`` does nothing and is not written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from fastq import ConstantBackoff, Consumer, TaskInfo
+
+_SPEC: Final[dict[str, Any]] = json.loads(sys.argv[1])
+_JOURNAL: Final = os.open(_SPEC["journal"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+#: Between two looks at a gate, for handlers that must not block.
+_LOOK: Final = 0.02
+
+_log = logging.getLogger("worker")
+
+
+def _note(word: str, task: TaskInfo) -> None:
+    os.write(_JOURNAL, f"{word} {task.id} {task.attempt} {os.getpid()} {time.monotonic():.6f}\n".encode())
+
+
+def _die_by_signal() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_by_exit() -> None:
+    os._exit(1)
+
+
+def _die_by_segfault() -> None:
+    ctypes.string_at(0)
+
+
+_DEATHS: Final[dict[str, Callable[[], None]]] = {
+    "signal": _die_by_signal,
+    "exit": _die_by_exit,
+    "segfault": _die_by_segfault,
+}
+
+
+def _begin(task: TaskInfo, orders: dict[str, Any]) -> None:
+    _note("start", task)
+    if "kill" in orders:
+        _DEATHS[orders["kill"]]()
+    if "stop_once" in orders and _is_first(orders["stop_once"]):
+        # To this thread, so that it comes no further: to the process, it goes on until another thread has taken note.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+    if "hold_lock_ms" in orders:
+        # poll(2) called as a function that keeps the interpreter's lock.
+        ctypes.PyDLL(None).poll(None, 0, orders["hold_lock_ms"])
+
+
+def _end(task: TaskInfo, orders: dict[str, Any]) -> None:
+    _note("end", task)
+    if task.attempt <= orders.get("fail", 0):
+        raise ValueError("as ordered")
+
+
+def _is_first(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_open(gate: str) -> bool:
+    with Path(gate).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _handle(task: TaskInfo) -> None:
+    payload = task.payload
+    if payload == "quiet":
+        return
+    orders = payload or {}
+    _begin(task, orders)
+    if "gate" in orders:
+        with Path(orders["gate"]).open() as gate:
+            fcntl.flock(gate, fcntl.LOCK_SH)
+    if "seconds" in orders:
+        time.sleep(orders["seconds"])
+    _end(task, orders)
+
+
+async def _handle_async(task: TaskInfo) -> None:
+    payload = task.payload
+    if payload == "quiet":
+        return
+    orders = payload or {}
+    _begin(task, orders)
+    while "gate" in orders and not _is_open(orders["gate"]):  # noqa: ASYNC110 another process opens it
+        await asyncio.sleep(_LOOK)
+    if "seconds" in orders:
+        await asyncio.sleep(orders["seconds"])
+    _end(task, orders)
+
+
+def main() -> None:
+    """Works until SIGTERM, then logs its counters."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.basicConfig(level="DEBUG", filename=_SPEC["log"], format="%(levelname)s %(name)s: %(message)s")
+    # For tests that shift it: what this process takes for the time of day.
+    _log.info("wall clock %f", time.time())
+    settings = dict(_SPEC["settings"])
+    if _SPEC["retry"] is not None:
+        settings["retry_policy"] = ConstantBackoff(_SPEC["retry"])
+    consumer = Consumer(**settings)
+    for type_, workers in _SPEC["types"].items():
+        consumer.add_handler(type_, _handle_async if _SPEC["is_async"] else _handle, workers=workers)
+    consumer.run()
+    _log.info("stats %s", json.dumps(dict(consumer.stats())))
+
+
+if __name__ == "__main__":
+    main()
