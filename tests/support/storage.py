@@ -162,9 +162,9 @@ class Worker:
         )
         return [id_ for _, id_ in rows]
 
-    def beat(self, running: Iterable[int] = (), *, stopping: bool = False) -> tuple[bool, list[int]]:
+    def beat(self, running: Iterable[int] = (), *, stopping: bool = False, refused: int = 0) -> tuple[bool, list[int]]:
         """Alive, and the claims that it holds."""
-        alive, held = self.session.one("beat_consumer", self.id, multirange(running), stopping)
+        alive, held = self.session.one("beat_consumer", self.id, multirange(running), stopping, refused)
         return alive, held
 
 

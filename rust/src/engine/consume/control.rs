@@ -176,8 +176,9 @@ impl<'a> Control<'a> {
         };
         let running = self.running(epoch);
         let stopping = self.shared.phase() >= Phase::Stopping;
+        let refused = i64::try_from(Counters::get(&self.shared.counters.refused)).unwrap_or(i64::MAX);
         let sent = Instant::now();
-        let row = link.query_opt("beat_consumer", &[&me, &running, &stopping]).await?;
+        let row = link.query_opt("beat_consumer", &[&me, &running, &stopping, &refused]).await?;
         Counters::add(&self.shared.counters.statements, 1);
         let Some(row) = row else { return Ok(()) };
         let (alive, held): (bool, Vec<i64>) = (row.get(0), row.get(1));

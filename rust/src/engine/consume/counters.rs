@@ -52,6 +52,11 @@ impl Counters {
         counter.fetch_add(count as u64, Ordering::Relaxed);
     }
 
+    /// One of them.
+    pub fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
     /// Handlers were started.
     pub fn started(&self, count: usize) {
         Self::add(&self.started, count);
