@@ -1,4 +1,5 @@
-//! Lists the SQL files for `engine::sql`: one statement a file under sql/queries, one pair a schema step under sql/migrations.
+//! Lists the SQL files for `engine::sql`: one statement a file under sql/queries, one pair a schema step under sql/migrations, one file a
+//! kind of role under sql/grants.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,13 +16,20 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn main() {
-    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
-    let mut out = String::from("/// Every statement by its name, sorted.\npub static QUERIES: &[(&str, &str)] = &[\n");
-    for path in files(&root.join("sql/queries")) {
+/// The files of a folder by their names.
+fn list(out: &mut String, folder: &Path) {
+    for path in files(folder) {
         let name = path.file_stem().expect("a file").to_string_lossy().into_owned();
         writeln!(out, "    ({name:?}, include_str!({:?})),", path.display().to_string()).expect("a String takes all");
     }
+}
+
+fn main() {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
+    let mut out = String::from("/// Every statement by its name, sorted.\npub static QUERIES: &[(&str, &str)] = &[\n");
+    list(&mut out, &root.join("sql/queries"));
+    out.push_str("];\n/// What each kind of role is granted.\npub static GRANTS: &[(&str, &str)] = &[\n");
+    list(&mut out, &root.join("sql/grants"));
     out.push_str(
         "];\n/// Every schema step: version, name, up, down.\npub static MIGRATIONS: &[(i32, &str, &str, &str)] = &[\n",
     );

@@ -13,9 +13,11 @@ __all__ = [
     "ProducerCore",
     "TaskInfo",
     "encode_json",
+    "grants",
     "migrations",
     "queries",
     "render",
+    "rights_of",
     "version",
 ]
 
@@ -26,6 +28,12 @@ def queries() -> dict[str, str]:
 
 def migrations() -> list[tuple[int, str, str, str]]:
     """Schema steps in order: version, name, up, down."""
+
+def grants() -> list[tuple[str, str]]:
+    """The text of sql/grants by kind of role: objects carry the prefix ``fastq.``, the role is ``fastq_<kind>``."""
+
+def rights_of(role: str) -> list[tuple[str, str, str, str]]:
+    """The rights that a kind of role is granted: on what (schema, table, sequence), its name, which, of which column (empty: all)."""
 
 def render(text: str, schema: str) -> str:
     """``text`` with ``fastq.`` replaced by the quoted ``schema``. Raises SettingsError for a name PostgreSQL would refuse or cut."""

@@ -6,9 +6,11 @@ from fastq._core import (
     ProducerCore,
     TaskInfo,
     encode_json,
+    grants,
     migrations,
     queries,
     render,
+    rights_of,
     version,
 )
 
@@ -18,8 +20,10 @@ __all__ = [
     "ProducerCore",
     "TaskInfo",
     "encode_json",
+    "grants",
     "migrations",
     "queries",
     "render",
+    "rights_of",
     "version",
 ]

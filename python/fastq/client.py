@@ -108,7 +108,7 @@ class Client:
         SettingsError: the dsn or the schema's name can't be used, or an argument is wrong.
         SchemaError: the schema is not migrated, too old, or newer and shut to this fastq.
         ConnectionLost: the connection broke, and the one made in its place too.
-        DatabaseError: no connection, or the server refused.
+        DatabaseError: no connection, the server refused, or the role lacks rights that a viewer has (``sqlstate`` 42501).
     """
 
     __slots__ = ("_db", "_dsn", "_lock", "_pid", "_schema")
@@ -262,7 +262,7 @@ class Client:
         if self._db is None or self._db.is_closed:
             db = Database(self._dsn, self._schema)
             try:
-                migrations.check(db)
+                migrations.check(db, kind="viewer")
             except BaseException:
                 db.close()
                 raise

@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Final, TypeVar
 
-from fastq import _engine
+from fastq import _engine, rights
 from fastq._db import Database
 from fastq.errors import DatabaseError, SchemaError, SettingsError
+from fastq.rights import Kind, grants
 from fastq.settings import resolve_dsn, resolve_schema
 
 T = TypeVar("T")
@@ -107,7 +108,8 @@ def migrate(dsn: str | None = None, *, schema: str | None = None, target: int | 
     Raises:
         SettingsError: no dsn, a dsn or schema name that can't be used, a target that is no step.
         SchemaError: the schema is newer than this fastq and shut to it.
-        DatabaseError: the server refused a step (``sqlstate`` 42501: rights are missing) or stayed too busy.
+        DatabaseError: the server refused a step (``sqlstate`` 42501: rights are missing; the message names the role that has them)
+            or stayed too busy.
     """
     steps = _steps()
     last = max(steps) if target is None else target
@@ -118,7 +120,7 @@ def migrate(dsn: str | None = None, *, schema: str | None = None, target: int | 
         # Looked up first, so that where nothing is missing no right to create is needed.
         there = {migration.version for migration in _open_to_us(db)}
         for step in (steps[version] for version in sorted(steps) if version <= last and version not in there):
-            done = _patiently(partial(_apply, db, step))
+            done = _patiently(db, partial(_apply, db, step))
             if done is not None:
                 applied.append(done)
     return applied
@@ -164,7 +166,9 @@ def down(
                 f"delete {rows}: pass yes=True (on the command line --yes) if that is meant"
             )
         steps = _steps()
-        return [migration for migration in loss.migrations if _patiently(partial(_undo, db, steps[migration.version]))]
+        return [
+            migration for migration in loss.migrations if _patiently(db, partial(_undo, db, steps[migration.version]))
+        ]
 
 
 def status(dsn: str | None = None, *, schema: str | None = None) -> Status:
@@ -181,13 +185,15 @@ def status(dsn: str | None = None, *, schema: str | None = None) -> Status:
     return Status(db.schema, max(applied, default=0), max(known), [merged[version] for version in sorted(merged)])
 
 
-def check(db: Database) -> None:
-    """That this fastq may work on the schema of ``db``.
+def check(db: Database, *, kind: Kind | None = None) -> None:
+    """That this fastq may work on the schema of ``db``, and, with ``kind``, that the role of ``db`` has that kind's rights.
 
     Raises:
         SchemaError: it is not migrated, too old, or newer and shut to this version. The message says what to do.
-        DatabaseError: the server refused to tell.
+        DatabaseError: rights are missing (``sqlstate`` 42501: the message names the role and each of them), or the server refused to tell.
     """
+    if kind is not None:
+        rights.check(db, kind)
     applied = _open_to_us(db)
     latest = max(_steps())
     if not applied:
@@ -263,7 +269,7 @@ def _take_turn(db: Database) -> None:
     db.query("set_lock_timeout", _LOCK_TIMEOUT)
 
 
-def _patiently(step: Callable[[], T]) -> T:
+def _patiently(db: Database, step: Callable[[], T]) -> T:
     """Run ``step``, again after a pause while a lock that it needs is held: up to a minute in all."""
     started = time.monotonic()
     pause = 0.05
@@ -271,6 +277,8 @@ def _patiently(step: Callable[[], T]) -> T:
         try:
             return step()
         except DatabaseError as error:
+            if error.sqlstate == rights.MISSING:
+                raise rights.may_not_migrate(db, error) from error
             if error.sqlstate not in _BUSY or time.monotonic() - started > _PATIENCE:
                 raise
         time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
@@ -304,4 +312,4 @@ def _loss(db: Database, target: int | None) -> Loss:
     return Loss(undone, [(name, db.count_rows(name)) for name in sorted(names)])
 
 
-__all__ = ["Loss", "Migration", "Status", "check", "down", "migrate", "preview_down", "status"]
+__all__ = ["Loss", "Migration", "Status", "check", "down", "grants", "migrate", "preview_down", "status"]

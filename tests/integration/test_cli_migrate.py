@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from fastq import Producer, Task
 from fastq.cli import main
-from fastq.migrations import status
+from fastq.migrations import grants, status
 
 Run = Callable[..., Result]
 
@@ -76,6 +76,8 @@ def test_down_says_what_it_would_delete_and_wants_yes(run: Run, dsn: str, schema
         (["--target", "1", "--down", "0"], 2, "exclude each other"),
         (["--status", "--down", "0"], 2, "exclude each other"),
         (["--yes"], 2, "--yes belongs to --down"),
+        (["--grants", "--status"], 2, "exclude each other"),
+        (["--viewer", "me"], 2, "--worker, --producer, --viewer belong to --grants"),
         (["--down", "0"], 1, "not migrated"),
     ],
 )
@@ -90,6 +92,19 @@ def test_no_database(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(main, ["migrate"])
     assert result.exit_code == 1
     assert "FASTQ_DSN" in result.stderr
+
+
+def test_grants_are_printed_without_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTQ_DSN", raising=False)
+    result = CliRunner().invoke(main, ["migrate", "--grants", "--schema", "s"])
+    assert (result.exit_code, result.stdout) == (0, grants(schema="s"))
+    names = {"worker": "w", "viewer": 'v"'}
+    options = [f"--{kind}={name}" for kind, name in names.items()]
+    result = CliRunner().invoke(main, ["migrate", "--grants", "--json", "--schema", "s", *options])
+    assert json.loads(result.stdout) == {"schema": "s", "sql": grants(schema="s", worker="w", viewer='v"')}
+    result = CliRunner().invoke(main, ["migrate", "--grants", "--worker", "public"])
+    assert result.exit_code == 1
+    assert "must be a role's name" in result.stderr
 
 
 def test_a_schema_name_that_postgresql_would_cut(dsn: str) -> None:

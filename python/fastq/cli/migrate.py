@@ -6,6 +6,7 @@ import click
 
 from fastq import migrations
 from fastq.cli._common import database_options, json_option, print_json
+from fastq.rights import KINDS
 from fastq.settings import resolve_schema
 
 
@@ -14,17 +15,38 @@ from fastq.settings import resolve_schema
 @click.option("--down", type=int, metavar="N", help="Undo the steps above N (0: all), with what their tables hold.")
 @click.option("--yes", is_flag=True, help="With --down: it is meant. Without it, only shows what would be deleted.")
 @click.option("--status", is_flag=True, help="Show the steps, and change nothing.")
+@click.option(
+    "--grants", is_flag=True, help="Print the SQL that grants roles their rights. Runs nothing, needs no database."
+)
+@click.option("--worker", metavar="ROLE", help="With --grants: a role that may enqueue and work.")
+@click.option("--producer", metavar="ROLE", help="With --grants: a role that may only enqueue.")
+@click.option(
+    "--viewer", metavar="ROLE", help="With --grants: a role that may only look.  [all three, with example names]"
+)
 @json_option
 @database_options
 def migrate(
-    *, target: int | None, down: int | None, yes: bool, status: bool, as_json: bool, dsn: str | None, schema: str | None
+    *,
+    target: int | None,
+    down: int | None,
+    yes: bool,
+    status: bool,
+    grants: bool,
+    as_json: bool,
+    dsn: str | None,
+    schema: str | None,
+    **roles: str | None,
 ) -> None:
     """Create fastq's schema, or bring it to this version. Any number of processes may do it at once, while workers run."""
-    if sum(given is not None for given in (target, down)) + status > 1:
-        raise click.UsageError("--target, --down and --status exclude each other")
+    if sum(given is not None for given in (target, down)) + status + grants > 1:
+        raise click.UsageError("--target, --down, --status and --grants exclude each other")
     if yes and down is None:
         raise click.UsageError("--yes belongs to --down")
-    if status:
+    if not grants and any(role is not None for role in roles.values()):
+        raise click.UsageError(f"{', '.join(f'--{kind}' for kind in KINDS)} belong to --grants")
+    if grants:
+        _show_grants(schema, roles, as_json=as_json)
+    elif status:
         _show_status(dsn, schema, as_json=as_json)
     elif down is None:
         _up(dsn, schema, target, as_json=as_json)
@@ -32,6 +54,14 @@ def migrate(
         _down(dsn, schema, down, as_json=as_json)
     else:
         _preview(dsn, schema, down, as_json=as_json)
+
+
+def _show_grants(schema: str | None, roles: dict[str, str | None], *, as_json: bool) -> None:
+    text = migrations.grants(schema=schema, **roles)
+    if as_json:
+        print_json({"schema": resolve_schema(schema), "sql": text})
+    else:
+        click.echo(text, nl=False)
 
 
 def _up(dsn: str | None, schema: str | None, target: int | None, *, as_json: bool) -> None:

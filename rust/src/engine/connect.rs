@@ -209,6 +209,11 @@ impl Link {
         self.client.is_closed()
     }
 
+    /// The schema that the statements are rendered for.
+    pub fn schema(&self) -> &str {
+        &self.target.statements.schema
+    }
+
     /// Refuses a schema that isn't there, is too old, or is newer and shut to this version.
     pub async fn check_schema(&self) -> Result<()> {
         let schema = &self.target.statements.schema;

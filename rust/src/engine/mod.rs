@@ -5,6 +5,7 @@ pub mod consume;
 pub mod error;
 pub mod logs;
 pub mod produce;
+pub mod rights;
 pub mod service;
 pub mod sql;
 pub mod wire;

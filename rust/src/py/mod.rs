@@ -11,7 +11,7 @@ mod task_in;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::engine::sql;
+use crate::engine::{rights, sql};
 use error::OrRaise;
 
 /// The statements of sql/queries by name, as written.
@@ -30,6 +30,18 @@ fn migrations() -> Vec<(i32, &'static str, &'static str, &'static str)> {
     sql::MIGRATIONS.to_vec()
 }
 
+/// The text of sql/grants by kind of role, as written.
+#[pyfunction]
+fn grants() -> Vec<(&'static str, &'static str)> {
+    sql::GRANTS.to_vec()
+}
+
+/// The rights that a kind of role is granted: on what, its name, which, of which column.
+#[pyfunction]
+fn rights_of(role: &str) -> Vec<(String, String, String, String)> {
+    rights::of(role).into_iter().map(|r| (r.on, r.name, r.privilege, r.column)).collect()
+}
+
 /// `text` with `fastq.` replaced by the quoted schema.
 #[pyfunction]
 fn render(py: Python<'_>, text: &str, schema: &str) -> PyResult<String> {
@@ -40,7 +52,7 @@ fn render(py: Python<'_>, text: &str, schema: &str) -> PyResult<String> {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{migrations, queries, render};
+    use super::{grants, migrations, queries, render, rights_of};
 
     #[pymodule_export]
     use super::producer::{EnqueuedIds, ProducerCore, encode_json};

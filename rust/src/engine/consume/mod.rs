@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 use crate::engine::connect::{Link, Target};
 use crate::engine::error::{Error, Kind as ErrorKind, Result};
 use crate::engine::logs::{Level, Outbox};
+use crate::engine::rights;
 use crate::engine::service;
 use books::Books;
 use counters::Counters;
@@ -418,6 +419,8 @@ fn control_limit(settings: &Settings) -> Duration {
 
 async fn prepare(shared: &Shared, target: &Target) -> Result<(Link, Rc<RefCell<Books>>)> {
     let link = target.connect(false).await?;
+    // First: without them the schema's version can't be read.
+    rights::check(&link, "worker").await?;
     link.check_schema().await?;
     let books = Books { epochs: vec![control::register(shared, &link).await?], ..Books::default() };
     Ok((link, Rc::new(RefCell::new(books))))

@@ -16,6 +16,7 @@ use crate::engine::logs::{Level, Outbox};
 use crate::engine::produce::ids::{BLOCK, Run, Stock};
 use crate::engine::produce::notify::Notifier;
 use crate::engine::produce::task::LaneKey;
+use crate::engine::rights;
 
 /// The part's name in logs.
 pub(super) const PART: &str = "producer";
@@ -174,6 +175,7 @@ impl Shared {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             let making = async {
                 let link = self.target.connect(true).await?;
+                rights::check(&link, "producer").await?;
                 link.check_schema().await?;
                 Ok(link)
             };
