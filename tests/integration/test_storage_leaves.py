@@ -1,4 +1,4 @@
-"""Delayed tasks and retention: promotion, the ring of leaves, and what is forgotten when."""
+"""The ring of leaves: opened in turn, cleared of what waits, and emptied whole."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from contextlib import suppress
 import psycopg
 import pytest
 
+from tests.support.leaves import clear, close_leaf, leaf_states, run_all
 from tests.support.storage import (
     Chunk,
     Leader,
     Session,
     Worker,
-    add_lane,
-    chunks_of,
-    delay,
     done_ids,
     enqueue,
     in_background,
@@ -36,104 +34,6 @@ def leader(store: Session) -> Leader:
     found = Leader(store)
     found.tick()
     return found
-
-
-def close_leaf(leader: Leader) -> int:
-    """Closes the open leaf; gives the one that is open now."""
-    [[no]] = leader.run("open_leaf", 0.0)
-    return int(no)
-
-
-def leaf_states(store: Session) -> dict[int, str]:
-    """The leaves that are not empty."""
-    return dict(store.sql("SELECT no, state FROM fastq.leaf WHERE state <> 'empty'"))
-
-
-def clear(leader: Leader, leaf: int, retention: float = 0.0) -> bool:
-    """A round of retention on one leaf, as the leader makes it."""
-    while leader.one("move_chunks", leaf, 10)[0]:
-        pass
-    while leader.one("carry_delayed", leaf, 10)[0]:
-        pass
-    return leader.empty_leaf(leaf, retention)
-
-
-def run_all(store: Session, worker_id: int) -> list[int]:
-    """A new worker claims all and completes it; gives the ids in the order of the claims."""
-    worker = Worker(store, worker_id)
-    ran: list[int] = []
-    while chunks := worker.claim(1000):
-        for chunk in chunks:
-            assert chunk.ids == list(range(chunk.lo, chunk.upto + 1)), "a claim without its content"
-            assert worker.complete({chunk.no: chunk.ids}) == {}
-            ran += chunk.ids
-    return ran
-
-
-# --- promotion -----------------------------------------------------------------------------------
-
-
-def test_due_neighbours_become_one_chunk(store: Session, leader: Leader) -> None:
-    delay(store, range(1, 11), 0.0)
-    delay(store, [20], 0.0)
-    delay(store, [11], 60.0)
-    assert leader.one("promote_tasks", 100, 0) == (11, [1])
-    assert chunks_of(store) == [(0, 0, 0, 1, 10), (0, 0, 0, 20, 20)]
-    assert run_all(store, 1) == [*range(1, 11), 20]
-
-
-def test_a_promoted_chunk_holds_at_most_500_tasks(store: Session, leader: Leader) -> None:
-    delay(store, range(1, 1201), 0.0)
-    leader.run("promote_tasks", 5000, 0)
-    assert [(lo, hi) for *_, lo, hi in chunks_of(store)] == [(1, 500), (501, 1000), (1001, 1200)]
-
-
-def test_unlike_neighbours_become_chunks_of_their_own(store: Session, leader: Leader) -> None:
-    other = add_lane(store, "other")
-    delay(store, [1, 2], 0.0)
-    delay(store, [3, 4], 0.0, lane=other)
-    delay(store, [5], 0.0, max_attempts=9)
-    leader.run("promote_tasks", 100, 0)
-    rows = store.sql("SELECT lane, max_attempts, lo, hi FROM fastq.ready ORDER BY lo")
-    assert rows == [(1, 3, 1, 2), (other, 3, 3, 4), (1, 9, 5, 5)]
-
-
-def test_what_was_due_first_is_promoted_first(store: Session, leader: Leader) -> None:
-    for id_, seconds in ((30, 0.0), (10, 0.0), (20, 0.0)):
-        delay(store, [id_], seconds)
-    leader.run("promote_tasks", 2, 0)
-    leader.run("promote_tasks", 2, 0)
-    assert [lo for *_, lo, _ in chunks_of(store)] == [30, 10, 20]
-
-
-def test_a_retried_task_gets_no_second_copy_in_its_leaf(store: Session, leader: Leader) -> None:
-    """A second copy in the same leaf would run twice in one claim."""
-    [id_] = enqueue(store)
-    worker = Worker(store, 1)
-    worker.claim(1)
-    worker.fail(1, [id_], 0.0)
-    leader.run("promote_tasks", 100, 0)
-    assert store.sql("SELECT leaf FROM fastq.task WHERE id = $1", id_) == [(0,)]
-    assert chunks_of(store) == [(0, 0, 1, id_, id_)]
-    assert run_all(store, 2) == [id_]
-
-
-def test_a_scheduled_task_keeps_when_it_was_enqueued(store: Session, leader: Leader) -> None:
-    delay(store, [1], 0.0)
-    [[enqueued_at]] = store.sql("SELECT created_at FROM fastq.delayed")
-    leader.run("promote_tasks", 100, 0)
-    assert store.sql("SELECT created_at FROM fastq.task") == [(enqueued_at,)]
-
-
-def test_a_retry_is_promoted_into_its_own_leaf_when_another_is_open(store: Session, leader: Leader) -> None:
-    [id_] = enqueue(store)
-    worker = Worker(store, 1)
-    worker.claim(1)
-    worker.fail(1, [id_], 0.0)
-    opened = close_leaf(leader)
-    delay(store, [5_000_001], 0.0)
-    leader.run("promote_tasks", 100, opened)
-    assert {leaf: lo for _, leaf, _, lo, _ in chunks_of(store)} == {0: id_, opened: 5_000_001}
 
 
 # --- the ring ------------------------------------------------------------------------------------
@@ -510,84 +410,6 @@ def test_enqueue_claim_and_completion_go_on_while_the_ring_turns_twice(
     assert emptied >= 17
     assert sorted(traffic.completed) == sorted(ids)
     assert set(states(store).values()) <= {"completed"}
-
-
-# --- what is forgotten ---------------------------------------------------------------------------
-
-
-def end_badly(store: Session, count: int, worker_id: int) -> range:
-    """Tasks that failed for good."""
-    ids = enqueue(store, count)
-    worker = Worker(store, worker_id)
-    [chunk] = worker.claim(count)
-    worker.fail(chunk.no, ids)
-    return ids
-
-
-def test_failed_tasks_are_kept_for_their_own_time(store: Session, leader: Leader) -> None:
-    old, new = end_badly(store, 3, 1), end_badly(store, 2, 2)
-    store.sql("UPDATE fastq.dead SET ended_at = ended_at - interval '8 days' WHERE id <= $1", old[-1])
-    assert leader.one("purge_dead", 7 * 86400.0, 2) == (2,)
-    assert leader.one("purge_dead", 7 * 86400.0, 2) == (1,)
-    assert leader.one("purge_dead", 7 * 86400.0, 2) == (0,)
-    assert states(store) == dict.fromkeys(new, "failed")
-
-
-def test_a_failed_task_outlives_its_leaf(store: Session, leader: Leader) -> None:
-    ids = end_badly(store, 3, 1)
-    close_leaf(leader)
-    assert leader.empty_leaf(0)
-    assert states(store) == dict.fromkeys(ids, "failed")
-    assert store.sql("SELECT DISTINCT payload FROM fastq.dead") == [(b'{"n":1}',)]
-
-
-def age_errors(store: Session) -> None:
-    store.sql("UPDATE fastq.attempt_error SET failed_at = failed_at - interval '1 year'")
-
-
-def test_errors_are_kept_as_long_as_their_task(store: Session, leader: Leader) -> None:
-    dead = end_badly(store, 1, 1)
-    ids = enqueue(store, 4)
-    worker = Worker(store, 2)
-    worker.claim(4)
-    worker.fail(1, ids, 0.0)
-    leader.run("promote_tasks", 10, 0)
-    delayed, running, completed, waiting = ids
-    [chunk] = worker.claim(3)
-    worker.fail(chunk.no, [delayed], 60.0)
-    worker.complete({chunk.no: [completed]})
-    age_errors(store)
-    everyone = {*dead, delayed, running, completed, waiting}
-    assert leader.one("purge_errors", 3600.0, 0, 100) == (0, None)
-    assert {id_ for (id_,) in store.sql("SELECT id FROM fastq.attempt_error")} == everyone
-    # The leaf goes, with what completed; what still waits and runs had left it.
-    worker.complete({chunk.no: [running]})
-    close_leaf(leader)
-    assert clear(leader, 0)
-    store.sql("DELETE FROM fastq.dead")
-    assert leader.one("purge_errors", 3600.0, 0, 100)[0] == 3
-    assert {id_ for (id_,) in store.sql("SELECT id FROM fastq.attempt_error")} == {delayed, waiting}
-
-
-def test_errors_are_looked_at_in_steps(store: Session, leader: Leader) -> None:
-    ids = end_badly(store, 5, 1)
-    store.sql("DELETE FROM fastq.dead")
-    store.sql("TRUNCATE fastq.task")
-    age_errors(store)
-    steps = []
-    after: int | None = 0
-    while after is not None:
-        errors, after = leader.one("purge_errors", 3600.0, after, 2)
-        steps.append((errors, after))
-    assert steps == [(2, ids[1]), (2, ids[3]), (1, None)]
-
-
-def test_young_errors_are_kept(store: Session, leader: Leader) -> None:
-    """A flush in doubt is looked up among them."""
-    end_badly(store, 1, 1)
-    store.sql("DELETE FROM fastq.dead")
-    store.sql("TRUNCATE fastq.task")
-    assert leader.one("purge_errors", 3600.0, 0, 10) == (0, None)
 
 
 def test_a_pinned_snapshot_is_no_reader_of_leaves(store: Session, leader: Leader, open_session: OpenSession) -> None:
