@@ -99,16 +99,21 @@ class Engine:
         """
     def attach_loop(self, fd: int) -> None:
         """Async tasks wake the event loop by a byte written to socket ``fd`` (the caller keeps it open until the engine ended)."""
-    def receive(self, limit: int) -> list[tuple[int, TaskInfo]]:
-        """On the loop: messages in order; 0 start this task, 1 cancel it (its attempt has ended: timed out or cancelled)."""
+    def receive(self, limit: int) -> list[tuple[int, int, TaskInfo]]:
+        """On the loop: messages in order, each with the number of its run.
+
+        0: start this task, by ``begin``. 1: cancel it, its attempt has ended (timed out or cancelled).
+        """
+    def begin(self, task: TaskInfo) -> int | None:
+        """An async task's handler is called now: the index of its type. None: it must not be, and whose it is has been seen to."""
     def complete(self, task: TaskInfo) -> None:
         """An async task's handler returned."""
     def fail(self, task: TaskInfo, delay: float | None, error: str, traceback: str) -> None:
         """An async task's handler raised."""
     def stop(self) -> None:
         """Claim no more and give back what has not started. Returns at once; running handlers go on."""
-    def abandon(self) -> None:
-        """After the drain's time limit: give the rest up. What still runs is left to the rescuer of another worker."""
+    def abandon(self, seconds: float = 1.0) -> None:
+        """Give the rest up, and end within ``seconds``. What still runs is left to the rescuer of another worker."""
     def join(self, seconds: float) -> bool:
         """Wait until all outcomes are flushed and the thread has ended. False: not within ``seconds``."""
     def stats(self) -> Mapping[str, float]:
@@ -117,6 +122,9 @@ class Engine:
         Of tasks: claimed, started, completed, retried, failed, given_back, refused, timed_out. Of work: claims, flushes,
         statements, beats, reconnects.
         """
+    @property
+    def failure(self) -> str | None:
+        """What ended the engine's thread, if it was no stop."""
     @property
     def running(self) -> int:
         """Handlers that run now."""

@@ -34,9 +34,10 @@ _log = logging.getLogger("fastq.handler")
 class _Run:
     """One task that runs on the loop."""
 
-    __slots__ = ("coroutine", "info")
+    __slots__ = ("coroutine", "info", "number")
 
-    def __init__(self, info: TaskInfo) -> None:
+    def __init__(self, number: int, info: TaskInfo) -> None:
+        self.number = number
         self.info = info
         self.coroutine: asyncio.Task[None] | None = None
 
@@ -58,6 +59,7 @@ class Dispatcher:
         self._handlers = handlers
         self._on_error = on_error
         self._reraise = reraise
+        # By run, not by task: one that was lost and came back may run here twice at once.
         self._running: dict[int, _Run] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
         self._pumping = False
@@ -112,44 +114,50 @@ class Dispatcher:
 
     def _pump(self) -> None:
         messages = self._engine.receive(_BATCH)
-        for kind, info in messages:
+        for kind, number, info in messages:
             if kind == _CANCEL:
                 # Timed out or cancelled: its attempt has ended already, and what comes of it now is dropped.
-                run = self._running.pop(info.id, None)
+                run = self._running.pop(number, None)
                 if run is not None:
                     self._cancel(run)
             else:
-                self._start(info)
+                self._start(number, info)
         # Again until there is nothing: only then does the engine write the next byte. By way of the loop, and behind the
         # first steps of what was just started: what ended in them has made room, and needs no byte.
         self._pumping = bool(messages)
         if messages:
             self._loop.call_soon(self._pump)
 
-    def _start(self, info: TaskInfo) -> None:
-        run = _Run(info)
-        self._running[info.id] = run
+    def _start(self, number: int, info: TaskInfo) -> None:
+        run = _Run(number, info)
+        self._running[number] = run
         # A fresh context for each task: nothing that one sets is seen by another.
-        task = asyncio.Task(
-            self._run(run, info, self._handlers[info.handler]), loop=self._loop, context=Context(), **_EAGER
-        )
+        task = asyncio.Task(self._run(run, info), loop=self._loop, context=Context(), **_EAGER)
         run.coroutine = task
 
-    def _make_run(self) -> Callable[[_Run, TaskInfo, Handler | None], Coroutine[Any, Any, None]]:
+    def _make_run(self) -> Callable[[_Run, TaskInfo], Coroutine[Any, Any, None]]:
         running = self._running
+        handlers = self._handlers
+        begin = self._engine.begin
         complete = self._engine.complete
         fail = self._fail
 
-        async def run_task(run: _Run, info: TaskInfo, handler: Handler | None) -> None:
+        async def run_task(run: _Run, info: TaskInfo) -> None:
+            # Asked by each, and as late as can be: those before it in its batch may have taken their time, or the process stood
+            # still, and others have what it holds.
+            kind = begin(info)
+            if kind is None:
+                running.pop(run.number, None)
+                return
             try:
-                await handler(info)  # type: ignore[misc]  # the engine sends no task of a sync handler
+                await handlers[kind](info)  # type: ignore[misc]  # the engine sends no task of a sync handler
             except BaseException as error:
                 fail(run, error)
                 if not isinstance(error, Exception | asyncio.CancelledError) and self._goes_on(error):
                     raise
             else:
-                if running.get(info.id) is run:
-                    del running[info.id]
+                if running.get(run.number) is run:
+                    del running[run.number]
                     complete(info)
 
         return run_task
@@ -160,9 +168,9 @@ class Dispatcher:
     def _fail(self, run: _Run, error: BaseException) -> None:
         info = run.info
         # GeneratorExit: the loop is gone and its coroutines are being cleared away.
-        if self._running.get(info.id) is not run or isinstance(error, GeneratorExit):
+        if self._running.get(run.number) is not run or isinstance(error, GeneratorExit):
             return
-        del self._running[info.id]
+        del self._running[run.number]
         self._engine.fail(info, *self._on_error(info, error))
 
 

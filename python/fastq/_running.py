@@ -22,7 +22,9 @@ from fastq.settings import ConsumerSettings
 
 SyncHandler = Callable[[TaskInfo], object]
 
-#: Seconds for what is left to end once it has been given up: a flush to a database that answers takes milliseconds.
+#: Seconds in which an engine that was given up stores what it has and signs off: a database that answers needs milliseconds.
+_LAST: Final = 1.0
+#: Seconds for an engine to end that should have by itself.
 _GRACE: Final = 5.0
 #: Seconds for threads to end that have nothing more to do.
 _JOIN: Final = 1.0
@@ -146,11 +148,19 @@ class Running:
             yield from self.drain(timeout)
 
     def drain(self, timeout: float) -> Steps:
-        """Claim no more, wait up to ``timeout`` seconds for running handlers, and flush what they did."""
+        """Claim no more, wait up to ``timeout`` seconds for running handlers, and flush what they did.
+
+        Handlers have all of that time. What cannot be stored, since the database is away, is given up so soon that the end
+        still comes within it.
+        """
         self._is_stopping = True
+        deadline = time.monotonic() + timeout
         self.engine.stop()
         # A signal cuts the wait short.
-        if (yield timeout) is not News.ENDED:
+        came = yield max(0.0, timeout - min(_LAST, timeout / 2))
+        if came is None and self.engine.running:
+            came = yield max(0.0, deadline - time.monotonic())
+        if came is not News.ENDED:
             yield from self.give_up()
 
     def give_up(self) -> Steps:
@@ -162,7 +172,7 @@ class Running:
             _log.warning("the outcomes of the last tasks could not be written in time: they will run again")
         if self._dispatcher is not None:
             self._dispatcher.cancel_soon()
-        self.engine.abandon()
+        self.engine.abandon(_LAST)
         deadline = time.monotonic() + _GRACE
         while (left := deadline - time.monotonic()) > 0:
             if (yield left) is News.ENDED:
@@ -185,7 +195,7 @@ class Running:
 
     def _take_down(self) -> None:
         _exit.forget(self)
-        ended = self.engine.join(0.0 if self._died else _GRACE)
+        ended = self.engine.join(0.0 if self._died or self._gave_up else _GRACE)
         if self._loop_thread is not None:
             self._loop_thread.stop(_GRACE)
         if not ended:
@@ -207,11 +217,8 @@ class Running:
             self._failure = error
             with contextlib.suppress(Exception):
                 self.engine.abandon()
-        elif not self._is_stopping and self._failure is None:
-            try:
-                self.engine.join(0.0)
-            except Exception as cause:  # noqa: BLE001 - whatever ended the engine is the cause
-                self._failure = cause
+        elif not self._is_stopping and self._failure is None and (cause := self.engine.failure):
+            self._failure = ConsumerError(cause)
         self._died = self._died or not self._is_stopping
         self.bell.ring()
 

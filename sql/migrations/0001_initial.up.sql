@@ -140,7 +140,7 @@ CREATE TABLE fastq.ready (
     lo           bigint NOT NULL,
     hi           bigint NOT NULL,
     lane         integer NOT NULL,
-    track        smallint NOT NULL DEFAULT 0,  -- 0 ordinary, 1 front (given back), 2 careful (lost once), 3 alone (lost again)
+    track        smallint NOT NULL DEFAULT 0,  -- 0 ordinary, 1 front (given back), 2 careful (lost once), 3 alone (lost again), 4 alone (and lost on 2 without a charge)
     leaf         smallint NOT NULL,
     attempts     smallint NOT NULL DEFAULT 0,  -- runs charged so far
     max_attempts smallint NOT NULL,

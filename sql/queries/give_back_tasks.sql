@@ -1,5 +1,6 @@
 -- Put tasks that were claimed but not started back at the front of their lanes, uncharged; answer what was no longer held.
--- $1 consumer, $2 claims, $3 ids of each.
+-- $1 consumer, $2 claims, $3 ids of each. Pieces of at most 500 tasks, like any chunk: a longer one would keep others from what its
+-- claimer leaves.
 WITH sent AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::int8multirange[]) AS s (no, ids)
 ), held AS MATERIALIZED (
@@ -14,8 +15,8 @@ WITH sent AS MATERIALIZED (
      WHERE c.consumer = $1 AND c.no = ANY (ARRAY (SELECT no FROM moved WHERE NOT isempty(rest) AND NOT isempty(ok)))
 ), kept AS (
     INSERT INTO fastq.ready (lane, track, leaf, attempts, max_attempts, task_bytes, lo, hi)
-    SELECT m.lane, greatest(m.track, 1), m.leaf, m.attempts, m.max_attempts, m.task_bytes, lower(r), upper(r) - 1
-      FROM moved m, unnest(m.ok) r
+    SELECT m.lane, greatest(m.track, 1), m.leaf, m.attempts, m.max_attempts, m.task_bytes, lo, least(lo + 499, upper(r) - 1)
+      FROM moved m, unnest(m.ok) r, generate_series(lower(r), upper(r) - 1, 500) lo
 )
 SELECT s.no, s.ids - coalesce(m.ok, '{}') AS refused FROM sent s LEFT JOIN moved m USING (no)
  WHERE NOT isempty(s.ids - coalesce(m.ok, '{}'))

@@ -270,6 +270,22 @@ def test_an_engine_that_ends_by_itself_is_an_error(consumer: Consumer, how: str)
     consumer.stop()
 
 
+def test_an_engine_that_ends_by_itself_says_why(
+    producer: Producer, consumer: Consumer, db: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Somebody's change of the schema: what the engine reads has another type than it knows.
+    db.execute("ALTER TABLE ready ALTER COLUMN track TYPE integer")
+    producer.enqueue(Task("sync"))
+    consumer.start()
+    wait_until(lambda: consumer._running is not None and consumer._running._died)
+    with pytest.raises(
+        ConsumerError, match="ended by itself: the I/O thread panicked: error retrieving column"
+    ) as caught:
+        consumer.stop()
+    assert isinstance(caught.value.__cause__, ConsumerError)
+    assert "the I/O thread panicked" in caplog.text
+
+
 def test_a_loop_that_dies_takes_the_consumer_with_it(
     producer: Producer, dsn: str, migrated: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,6 +48,39 @@ def test_a_claim_whose_answer_is_lost_is_given_back_by_the_heartbeat_and_runs_on
     assert lab.value("SELECT count(*) FROM claim") == 0
 
 
+def test_a_lost_claim_with_a_task_that_can_not_be_given_back_stops_no_upkeep_and_no_neighbour(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = lab.links()
+    runs = Runs()
+    consumer = lab.consumer(runs, dsn=links.dsn, dead_after=60)
+    lab.enqueue(None)
+    lab.wait_for(completed=1)
+    me = lab.consumer_id()
+    links.hold_answers("claim")
+    ids = lab.enqueue(count=20)
+    wait_until(lambda: len(lab.claimed(me)) == 20)
+    lab.refuse("ready", "NEW.lo <= {0} AND NEW.hi >= {0}", ids[7])
+    links.cut("claim")
+    lab.wait_for(completed=20, running=1)
+    assert sorted(runs.ids[1:]) == [id_ for id_ in ids if id_ != ids[7]]
+    lab.enqueue(None, delay=0.1)
+    lab.wait_for(completed=21, running=1)
+    lab.wait_for_beat(me)
+    said = [
+        record for record in caplog.records if f"the result of task {ids[7]} can't be stored" in record.getMessage()
+    ]
+    assert [record.levelname for record in said] == ["ERROR"]
+    assert consumer.stats()["refused"] == 0
+    # It is not lost: who leaves leaves it to others.
+    consumer.stop()
+    lab.db.execute("DROP TRIGGER refuse ON ready")
+    others = Runs()
+    lab.consumer(others)
+    lab.wait_for(completed=22)
+    assert others.ids == [ids[7]]
+
+
 def test_what_is_claimed_while_its_worker_is_declared_dead_is_rescued_and_runs_once(lab: Lab) -> None:
     links = lab.links()
     runs = Runs()

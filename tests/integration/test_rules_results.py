@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -250,6 +251,33 @@ def test_rule_7_results_are_flushed_at_a_stop_although_connections_were_lost_mea
     assert states(lab.db) == {"completed": 20}
     assert lab.completions() == dict.fromkeys(ids, 1)
     assert lab.all("SELECT 1 FROM consumer") == []
+
+
+def test_rule_7_a_stop_ends_in_time_although_nothing_can_be_stored_and_says_what(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = lab.links()
+    runs = Runs()
+    consumer = lab.consumer(runs, dsn=links.dsn, dead_after=60)
+    ids = _some_that_run(lab, runs, 3)
+    # A link on which nothing comes back any more, and nothing says so.
+    links.hold_requests("complete")
+    runs.release.set()
+    wait_until(lambda: runs.ended.total() == 3)
+    began = time.monotonic()
+    consumer.stop(3)
+    assert time.monotonic() - began < 3.5
+    [said] = [record.getMessage() for record in caplog.records if "could not be stored in time" in record.getMessage()]
+    assert said.startswith("gives up 3 results")
+    assert all(str(id_) in said for id_ in ids)
+    # Signed off all the same: others need not wait for the dead time.
+    assert lab.value("SELECT dead_at IS NOT NULL AND stopping FROM consumer")
+    links.cut()
+    others = Runs()
+    others.release.set()
+    lab.consumer(others, dead_after=60)
+    lab.wait_for(completed=3)
+    assert sorted(others.ids) == sorted(ids)
 
 
 def test_rule_7_connections_that_break_all_the_time_cost_no_task_its_end(lab: Lab) -> None:

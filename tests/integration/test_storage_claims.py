@@ -419,7 +419,8 @@ def test_a_claim_whose_answer_was_lost_is_found_by_the_beat_and_given_back(store
     worker = Worker(store, 1)
     claimed_ids(worker)
     assert worker.beat() == (True, [1])
-    assert store.run("give_back_claims", 1, [1]) == []
+    assert [(no, ids_of(found)) for no, found in store.run("read_claims", 1, [1, 99])] == [(1, list(ids))]
+    assert worker.give_back({1: ids}) == {}
     assert worker.beat() == (True, [])
     assert chunks_of(store) == [(1, 0, 0, ids[0], ids[-1])]
 

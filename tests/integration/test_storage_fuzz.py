@@ -113,7 +113,8 @@ class Mortal:
             self.held, self.worker = {}, Worker(worker.session, self.rnd.getrandbits(62))
         elif lost := [no for no in held if no not in self.held]:
             self.world.seen["claims whose answer was lost"] += len(lost)
-            worker.session.run("give_back_claims", worker.id, lost)
+            rows = worker.session.run("read_claims", worker.id, lost)
+            worker.give_back({no: ids_of(ids) for no, ids in rows})
 
     def claim(self, worker: Worker) -> None:
         if sum(map(len, self.held.values())) > 300 or worker is not self.worker:
@@ -198,7 +199,7 @@ def lead(world: World, who: str) -> None:
     leader = Leader(session)
     while not world.over.is_set():
         open_leaf = leader.tick()["open_leaf"]
-        leader.run("declare_dead", 9.0)
+        leader.run("declare_dead", 9.0, leader.tick()["silent"])
         world.seen["claims rescued"] += sum(row[3] for row in leader.rescue(rnd.choice([1, 50])))
         leader.run("forget_consumers")
         world.seen["promoted"] += leader.one("promote_tasks", rnd.choice([1, 20, 500]), open_leaf)[0]

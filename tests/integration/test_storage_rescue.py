@@ -1,7 +1,10 @@
-"""Death and the leader: who is declared dead, what is charged for it, and who may do upkeep."""
+"""Death: who is declared dead, what is charged for it, and what becomes of the tasks."""
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -12,9 +15,11 @@ from tests.support.storage import (
     Worker,
     chunks_of,
     claims_of,
-    delay,
+    done_ids,
     enqueue,
+    ids_of,
     in_background,
+    multirange,
     states,
     wait_blocked,
 )
@@ -69,9 +74,90 @@ def test_rule_2_each_loss_makes_the_next_run_more_careful(store: Session, leader
         [chunk] = worker.claim(1)
         seen.append((chunk.track, chunk.attempts))
         lose(worker, leader, [])
-    # Track 0: prefetched, not charged. Then (2) into free slots only and (3) alone: claimed is started, so charged.
-    assert seen == [(0, 0), (2, 0), (3, 1), (3, 2)]
+    # Not named as running on track 0 and 2: not charged, but the second time with a debt (track 4), which it pays when it is lost again:
+    # alone, so that nothing else was to blame.
+    assert seen == [(0, 0), (2, 0), (4, 0), (3, 2)]
     assert attempts_of(store) == {id_: 3}
+    errors = store.sql("SELECT attempt, error LIKE '%lost again, alone%' FROM fastq.attempt_error ORDER BY attempt")
+    assert errors == [(1, True), (2, False), (3, False)]
+
+
+def test_rule_2_what_the_last_beat_named_is_charged_on_every_track_and_owes_nothing(
+    store: Session, leader: Leader
+) -> None:
+    [id_] = enqueue(store, max_attempts=10)
+    seen = []
+    for worker_id in range(1, 5):
+        worker = Worker(store, worker_id)
+        [chunk] = worker.claim(1)
+        seen.append((chunk.track, chunk.attempts))
+        lose(worker, leader, [id_])
+    assert seen == [(0, 0), (2, 1), (3, 2), (3, 3)]
+
+
+def test_rule_2_a_debt_never_charges_more_runs_than_a_task_has(store: Session, leader: Leader) -> None:
+    [id_] = enqueue(store, max_attempts=1)
+    store.sql("UPDATE fastq.ready SET track = 4")
+    worker = Worker(store, 1)
+    worker.claim(1)
+    lose(worker, leader, [])
+    assert store.sql("SELECT id, attempts FROM fastq.dead") == [(id_, 1)]
+    assert store.sql("SELECT attempt FROM fastq.attempt_error") == [(1,)]
+
+
+def _work_off(rnd: random.Random, bad: set[int], waiting: list[int]) -> tuple[list[int], list[int], list[int] | None]:
+    """A process with eight slots and these claimed: what it starts, what it ends, and what its last beat named if a killer was started.
+
+    A killer ends it at once, or after its neighbours began.
+    """
+    started: list[int] = []
+    ended: list[int] = []
+    running: list[int] = []
+    named: list[int] = []
+    while waiting:
+        running.append(waiting.pop())
+        started.append(running[-1])
+        if rnd.random() < 0.1:
+            named = list(running)
+        is_full = len(running) == 8 or rnd.random() < 0.2 or not waiting
+        if bad & set(running) and (is_full or rnd.random() < 0.7):
+            return started, ended, [id_ for id_ in named if id_ in running]
+        if is_full:
+            ended += running
+            running = []
+    return started, ended, None
+
+
+@pytest.mark.parametrize("max_attempts", [2, 3, 5])
+@pytest.mark.parametrize("killers", [1, 3, 30])
+def test_rule_2_killers_among_innocents_start_seldom_and_charge_nobody_else(
+    store: Session, leader: Leader, killers: int, max_attempts: int
+) -> None:
+    ids = list(enqueue(store, 150, max_attempts=max_attempts))
+    rnd = random.Random(killers * 100 + max_attempts)
+    bad = set(rnd.sample(ids, killers))
+    starts, completed = Counter[int](), set[int]()
+    for worker_id in itertools.count(1):
+        worker = Worker(store, worker_id)
+        # What must run alone does so first; then what was lost once, into free slots; then what comes.
+        alone = worker.claim(1, tracks=(4, 3))
+        chunks = alone or worker.claim(8, tracks=(2,)) or worker.claim(rnd.choice([8, 40]), tracks=(1, 0))
+        if not chunks:
+            break
+        held = {id_: chunk.no for chunk in chunks for id_ in chunk.ids or []}
+        started, ended, named = _work_off(rnd, bad, rnd.sample(list(held), len(held)))
+        starts.update(started)
+        completed.update(ended)
+        for id_ in ended:
+            worker.complete({held[id_]: [id_]})
+        if named is not None:
+            lose(worker, leader, named)
+    charged = Counter(id_ for (id_,) in store.sql("SELECT id FROM fastq.attempt_error"))
+    assert {id_ for (id_,) in store.sql("SELECT id FROM fastq.dead")} == bad
+    assert completed == set(ids) - bad
+    assert max(starts[id_] for id_ in bad) <= max_attempts + 1
+    # Beside killers nobody is charged for what it did not start, and so fails for it.
+    assert [id_ for id_ in ids if id_ not in bad and charged[id_] > starts[id_]] == []
 
 
 def test_rule_2_with_one_attempt_left_the_next_run_is_alone_at_once(store: Session, leader: Leader) -> None:
@@ -87,7 +173,7 @@ def test_rule_2_a_task_that_kills_its_process_runs_out_of_attempts(store: Sessio
     for worker_id in range(1, 30):
         worker = Worker(store, worker_id)
         # A worker takes what must run alone by itself, and else all that it finds.
-        chunks = worker.claim(1, tracks=(3,)) or worker.claim(10, tracks=(2, 1, 0))
+        chunks = worker.claim(1, tracks=(4, 3)) or worker.claim(10, tracks=(2, 1, 0))
         held = {id_: chunk.no for chunk in chunks for id_ in range(chunk.lo, chunk.upto + 1)}
         if killer in held:
             lose(worker, leader, [killer])
@@ -130,7 +216,7 @@ def test_rule_3_a_beating_worker_keeps_its_claim_however_old_it_is(store: Sessio
     worker.claim(2)
     store.sql("UPDATE fastq.claim SET claimed_at = claimed_at - interval '1 year'")
     assert worker.beat(ids) == (True, [1])
-    assert leader.run("declare_dead", 9.0) == []
+    assert leader.run("declare_dead", 9.0, [1]) == []
     assert leader.rescue() == []
     assert claims_of(store) == {(1, 1): list(ids)}
 
@@ -140,12 +226,13 @@ def test_rule_3_a_silent_worker_is_found_and_its_tasks_run_again(store: Session,
     worker = Worker(store, 1)
     worker.claim(2)
     store.sql("UPDATE fastq.consumer SET beat_at = beat_at - interval '10 seconds'")
-    assert leader.tick()["silent"] is True
-    [(id_, host, pid, silent)] = leader.run("declare_dead", 9.0)
+    assert leader.tick()["silent"] == [1]
+    assert leader.run("declare_dead", 9.0, [2]) == []
+    [(id_, host, pid, silent)] = leader.run("declare_dead", 9.0, [1])
     assert (id_, host, pid) == (1, "host", 1)
     assert silent >= 10
     found = leader.tick()
-    assert (found["silent"], found["orphaned"], found["dead"]) == (False, True, True)
+    assert (found["silent"], found["orphaned"], found["dead"]) == ([], True, True)
     assert leader.rescue() == [(1, "host", 1, 1, 2, 0, 0)]
     leader.run("forget_consumers")
     found = leader.tick()
@@ -208,6 +295,45 @@ def test_a_rescue_takes_a_bounded_number_of_claims(store: Session, leader: Leade
     assert leader.rescue(2) == [(1, "host", 1, 1, 2, 0, 0)]
 
 
+def test_a_rescue_of_some_tasks_leaves_the_others_claimed(store: Session, leader: Leader) -> None:
+    """So the leader finds the one that its statement fails for."""
+    ids = enqueue(store, 10)
+    worker = Worker(store, 1)
+    worker.claim(10)
+    leader.declare_dead(worker)
+    assert [row[4] for row in leader.run("rescue_claims", 50, multirange(ids[2:4]), "{}")] == [2]
+    assert claims_of(store) == {(1, 1): [*ids[:2], *ids[4:]]}
+    [(lost,)] = leader.run("list_lost_claims", 50, multirange(ids[:1]))
+    assert ids_of(lost) == [ids[1], *ids[4:]]
+    assert [row[4] for row in leader.run("rescue_claims", 50, None, multirange(ids[5:6]))] == [7]
+    assert claims_of(store) == {(1, 1): [ids[5]]}
+    assert leader.run("rescue_claims", 50, None, multirange(ids[5:6])) == []
+    assert states(store) == dict.fromkeys(ids, "pending") | {ids[5]: "running"}
+
+
+@pytest.mark.parametrize("how", ["rescued", "given back"])
+def test_what_comes_back_comes_in_chunks_of_at_most_500(store: Session, leader: Leader, how: str) -> None:
+    """A claim joins neighbours. In one long chunk, who claims a part would keep all others from the rest."""
+    ids = enqueue(store, 1700)
+    worker = Worker(store, 1)
+    [no] = {chunk.no for chunk in worker.claim(1700)}
+    assert claims_of(store) == {(1, no): list(ids)}
+    if how == "given back":
+        assert worker.give_back({no: ids}) == {}
+    else:
+        leader.declare_dead(worker)
+        leader.rescue()
+    found = chunks_of(store)
+    assert [hi - lo + 1 for *_, lo, hi in found] == [500, 500, 500, 200]
+    assert [id_ for *_, lo, hi in found for id_ in range(lo, hi + 1)] == list(ids)
+    # In order, and each completion's row still spans less than 1,024.
+    again = Worker(store, 2)
+    for chunk in again.claim(2000):
+        assert again.complete({chunk.no: chunk.ids or []}) == {}
+    assert done_ids(store) == list(ids)
+    assert store.value("SELECT max(upper(ids) - lower(ids)) FROM fastq.done") <= 1024
+
+
 def test_a_rescue_passes_over_a_claim_that_is_being_flushed(
     store: Session, leader: Leader, open_session: OpenSession
 ) -> None:
@@ -236,175 +362,3 @@ def test_a_flush_that_waits_for_a_rescue_is_refused(store: Session, leader: Lead
         store.commit()
         assert late.result(30) == {1: list(ids)}
     assert states(store) == dict.fromkeys(ids, "pending")
-
-
-# --- the lease -----------------------------------------------------------------------------------
-
-
-def expire(store: Session) -> None:
-    """The lease ran out a minute ago."""
-    store.sql("UPDATE fastq.leader SET expires_at = clock_timestamp() - interval '1 minute'")
-
-
-def test_the_first_to_tick_leads(store: Session) -> None:
-    first, second = Leader(store, 1), Leader(store, 2)
-    assert first.tick()["term"] == 1
-    assert second.tick()["term"] is None
-
-
-def test_a_renewal_keeps_the_term_and_a_takeover_raises_it(store: Session) -> None:
-    first, second = Leader(store, 1), Leader(store, 2)
-    first.tick()
-    store.sql("UPDATE fastq.leader SET expires_at = clock_timestamp() + interval '1 minute'")
-    assert first.tick()["term"] == 1
-    left = store.value("SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM fastq.leader")
-    assert left > 500
-    expire(store)
-    assert second.tick()["term"] == 2
-    assert first.tick()["term"] is None
-
-
-def test_a_leader_that_lost_its_lease_meanwhile_gets_a_new_term(store: Session) -> None:
-    """Nobody else led, but somebody might have: what it still has under way must not pass for the new term's."""
-    leader = Leader(store, 1)
-    leader.tick()
-    expire(store)
-    assert leader.tick()["term"] == 2
-
-
-def test_a_lease_with_time_left_is_not_written_again(store: Session) -> None:
-    """A tick of each consumer each second must not leave a dead row each."""
-    leader, other = Leader(store, 1), Leader(store, 2)
-    leader.tick()
-    before = store.value("SELECT xmin::text FROM fastq.leader")
-    for _ in range(3):
-        leader.tick()
-        other.tick()
-    assert store.value("SELECT xmin::text FROM fastq.leader") == before
-
-
-def test_of_two_that_take_an_expired_lease_one_gets_it(store: Session, open_session: OpenSession) -> None:
-    Leader(store, 1).tick()
-    expire(store)
-    first, second = Leader(open_session(), 2), Leader(open_session(), 3)
-    first.session.begin()
-    assert first.tick()["term"] == 2
-    with in_background(second.session, second.tick) as late:
-        wait_blocked(store, second.session)
-        first.session.commit()
-        assert late.result(30)["term"] is None
-    assert store.sql("SELECT holder, term FROM fastq.leader") == [(2, 2)]
-
-
-def test_of_two_that_take_the_very_first_lease_one_gets_it(store: Session, open_session: OpenSession) -> None:
-    first, second = Leader(open_session(), 2), Leader(open_session(), 3)
-    first.session.begin()
-    assert first.tick()["term"] == 1
-    with in_background(second.session, second.tick) as late:
-        wait_blocked(store, second.session)
-        first.session.commit()
-        assert late.result(30)["term"] is None
-
-
-def test_a_leader_that_leaves_lets_another_lead_at_once(store: Session) -> None:
-    first, second = Leader(store, 1), Leader(store, 2)
-    first.tick()
-    first.run("resign_leader")
-    assert second.tick()["term"] == 2
-
-
-@pytest.mark.parametrize("stale", ["holder", "term"])
-def test_a_deposed_leader_does_no_upkeep(store: Session, stale: str) -> None:
-    ids = enqueue(store, 2)
-    worker = Worker(store, 1)
-    worker.claim(1)
-    delay(store, [5_000_001], 0.0)
-    store.sql("UPDATE fastq.consumer SET dead_at = clock_timestamp(), beat_at = beat_at - interval '1 hour'")
-    store.sql(
-        "INSERT INTO fastq.consumer (id, pid, host, version, types, dead_at) VALUES (5, 1, 'h', '0', '{}', clock_timestamp())"
-    )
-    leader = Leader(store)
-    leader.tick()
-    if stale == "holder":
-        leader.id += 1
-    else:
-        leader.term -= 1
-    before = store.sql("SELECT id, state FROM fastq.tasks ORDER BY id")
-    assert leader.run("declare_dead", 9.0) == []
-    assert leader.rescue() == []
-    leader.run("promote_tasks", 10, 0)
-    leader.run("forget_consumers")
-    assert leader.run("open_leaf", 0.0) == []
-    store.sql("UPDATE fastq.leaf SET state = 'closed', closed_at = opened_at WHERE state = 'open'")
-    store.sql("UPDATE fastq.leaf SET state = 'open', opened_at = clock_timestamp() WHERE no = 1")
-    assert leader.one("move_chunks", 0, 10) == (0, 0)
-    assert leader.one("carry_delayed", 0, 10) == (0, 0)
-    assert leader.one("check_leaf_empty", 3, 0.0) == (False,)
-    assert leader.one("purge_dead", 0.0, 10) == (0,)
-    assert leader.one("purge_errors", 0.0, 0, 10)[0] == 0
-    assert leader.one("purge_tokens", 0.0, "", "", 10)[0] == 0
-    assert store.sql("SELECT id, state FROM fastq.tasks ORDER BY id") == before
-    assert len(store.sql("SELECT FROM fastq.consumer")) == 2
-    assert claims_of(store) == {(1, 1): [ids[0]]}
-
-
-def test_two_leaders_at_once_rescue_each_claim_once(store: Session, open_session: OpenSession) -> None:
-    """The leader saves work; it never makes a move safe: locks of rows decide."""
-    ids = enqueue(store, 6, chunk=2)
-    workers = [Worker(store, id_) for id_ in (1, 2, 3)]
-    for worker in workers:
-        worker.claim(2)
-    leader = Leader(store)
-    leader.tick()
-    leader.declare_dead(*workers)
-    twin = Leader(open_session(), leader.id)
-    twin.term = leader.term
-    store.begin()
-    assert sum(row[4] for row in leader.rescue(2)) == 4
-    assert sum(row[4] for row in twin.rescue()) == 2
-    store.commit()
-    assert attempts_of(store) == dict.fromkeys(ids, 0)
-    assert claims_of(store) == {}
-
-
-def test_two_leaders_at_once_promote_each_task_once(store: Session, open_session: OpenSession) -> None:
-    ids = range(1, 21)
-    delay(store, ids, 0.0)
-    leader = Leader(store)
-    leader.tick()
-    twin = Leader(open_session(), leader.id)
-    twin.term = leader.term
-    store.begin()
-    assert leader.one("promote_tasks", 8, 0)[0] == 8
-    assert twin.one("promote_tasks", 100, 0)[0] == 12
-    store.commit()
-    assert attempts_of(store) == dict.fromkeys(ids, 0)
-    assert states(store) == dict.fromkeys(ids, "pending")
-
-
-def test_two_leaders_at_once_open_one_leaf(store: Session, open_session: OpenSession) -> None:
-    leader = Leader(store)
-    leader.tick()
-    twin = Leader(open_session(), leader.id)
-    twin.term = leader.term
-    store.begin()
-    assert leader.run("open_leaf", 0.0) == [(1,)]
-    with in_background(twin.session, lambda: twin.run("open_leaf", 0.0)) as late:
-        wait_blocked(open_session(), twin.session)
-        store.commit()
-        assert late.result(30) == []
-    assert store.sql("SELECT no FROM fastq.leaf WHERE state = 'open'") == [(1,)]
-
-
-def test_a_tick_tells_what_there_is_to_do(store: Session) -> None:
-    leader = Leader(store)
-    found = leader.tick()
-    assert (found["last_lane"], found["open_leaf"], found["due_in"]) == (1, 0, None)
-    assert (found["silent"], found["orphaned"], found["dead"], found["careful_lanes"]) == (False, False, False, [])
-    delay(store, [1], 60.0)
-    assert 50 < leader.tick()["due_in"] <= 60
-    [id_] = enqueue(store)
-    worker = Worker(store, 1)
-    worker.claim(1)
-    lose(worker, leader, [id_])
-    assert leader.tick()["careful_lanes"] == [1]

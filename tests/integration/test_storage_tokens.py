@@ -186,6 +186,21 @@ def test_young_tokens_are_not_touched(store: Session, leader: Leader) -> None:
     assert find(store, ["a"]) == {"a": 1}
 
 
+def test_a_token_of_a_failed_task_that_was_forgotten_goes_with_its_leaf(store: Session, leader: Leader) -> None:
+    """With failed tasks kept for less than completed ones: it is not freed at once, but not held for ever either."""
+    [id_] = enqueue(store)
+    assert take(store, ["a"], id_) == [id_]
+    worker = Worker(store, 1)
+    worker.claim(1)
+    worker.fail(1, [id_])
+    age(store)
+    assert leader.one("purge_dead", 0.0, 10) == (1,)
+    assert purge(leader) == 0
+    leader.run("open_leaf", 0.0)
+    assert leader.empty_leaf(0)
+    assert purge(leader) == 1
+
+
 def test_an_enqueue_that_meets_a_token_being_freed_takes_it(
     store: Session, leader: Leader, open_session: OpenSession
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_a_leaders_death_lets_another_lead_and_promote_in_time(lab: Lab) -> None
     lab.wait_for(completed=1)
     assert runs.ids == [id_]
     assert 0 <= lab.value("SELECT extract(epoch FROM done_at - %s)::float FROM done", run_at) < 1
+
+
+def test_a_leaders_death_lets_another_lead_within_lease_and_tick(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    worker = lab.worker(lease=1.5)
+    lab.wait_until_leads(pid=worker.pid)
+    with caplog.at_level(logging.INFO, logger="fastq.leader"):
+        lab.consumer(Runs(), lease=1.5)
+        me = lab.consumer_id(other_than=lab.ids_of(worker.pid))
+        worker.kill()
+        killed_at = lab.value("SELECT clock_timestamp()")
+        lab.wait_until_leads(id_=me)
+        took_over_at = lab.value("SELECT expires_at - interval '1.5 seconds' FROM leader")
+        # Its lease, a tick of one that doesn't lead, and this machine's hiccups.
+        assert (took_over_at - killed_at).total_seconds() < 1.5 + 1.0 + 0.5
+        lab.wait_for_beat(me)
+        wait_until(lambda: "leads from here on (term 2)" in caplog.text)
+    assert caplog.text.count("leads from here on") == 1
 
 
 def test_a_leader_that_leaves_lets_another_lead_at_once(lab: Lab) -> None:

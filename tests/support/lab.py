@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, LiteralString, Self
 
 import psycopg
+from psycopg import sql
 
 from fastq import Consumer, Producer, Task, TaskInfo
 from tests.support.consuming import new_consumer, states
@@ -187,6 +188,19 @@ class Lab:
     def declare_dead(self, id_: int) -> None:
         """As a leader does to a consumer that was silent."""
         assert self.all("UPDATE consumer SET dead_at = clock_timestamp() WHERE id = %s RETURNING id", id_)
+
+    def refuse(self, table: str, condition: LiteralString, *values: int, on: LiteralString = "INSERT") -> None:
+        """From now on no row that meets the condition gets into the table, or is changed so. Its trigger is called ``refuse``."""
+        self.db.execute(
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE EXCEPTION 'no such row here'; END$$"
+        )
+        when = sql.SQL(condition).format(*map(sql.Literal, values))
+        self.db.execute(
+            sql.SQL("CREATE TRIGGER refuse BEFORE {} ON {} FOR EACH ROW WHEN ({}) EXECUTE FUNCTION refuse()").format(
+                sql.SQL(on), sql.Identifier(table), when
+            )
+        )
 
     def claimed(self, id_: int) -> set[int]:
         """The tasks that a consumer holds."""

@@ -22,7 +22,7 @@ Row = tuple[Any, ...]
 SETTINGS = ("SET enable_seqscan = off", "SET plan_cache_mode = force_generic_plan", "SET jit = off")
 TEXTS = _engine.queries()
 #: All tracks of a lane, in the order in which they are claimed.
-TRACKS = (3, 2, 1, 0)
+TRACKS = (4, 3, 2, 1, 0)
 
 
 class Session:
@@ -205,12 +205,12 @@ class Leader:
             self.session.sql(
                 "UPDATE fastq.consumer SET beat_at = beat_at - interval '1 minute' WHERE id = $1", worker.id
             )
-        found = {row[0] for row in self.run("declare_dead", 9.0)}
+        found = {row[0] for row in self.run("declare_dead", 9.0, [worker.id for worker in workers])}
         assert found >= {worker.id for worker in workers}
 
     def rescue(self, limit: int = 100) -> list[Row]:
         """Consumer, host, pid, claims, tasks, charged, failed."""
-        return self.run("rescue_claims", limit)
+        return [row[:7] for row in self.run("rescue_claims", limit, None, "{}")]
 
     def empty_leaf(self, leaf: int, retention: float = 0.0) -> bool:
         """The whole transaction by which a leaf is emptied. False: something names it, or it is too young."""

@@ -8,8 +8,9 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use crate::engine::consume::moment::Moment;
 use crate::engine::consume::outcomes::Ended;
-use crate::engine::consume::sched::{Kind, Message, Take};
+use crate::engine::consume::sched::{Kind, Message, Next, Take};
 use crate::engine::consume::task::{Failure, Outcome, Task};
 use crate::engine::consume::{self, Phase, Settings, Shared, micros};
 use crate::engine::error::{Error, Kind as ErrorKind};
@@ -199,7 +200,7 @@ impl Engine {
         let slot = shared.join_thread();
         let mut outcomes: Vec<Ended> = Vec::with_capacity(64);
         let mut last = None;
-        let mut began = Instant::now();
+        let mut began = Moment::now();
         loop {
             let take = match shared.take(&slot, last.take(), began) {
                 Take::Empty => {
@@ -214,15 +215,18 @@ impl Engine {
                 Take::Leave => break,
             };
             let Some(handler) = this.handlers[kind].as_ref() else { break };
-            began = Instant::now();
+            began = Moment::now();
             let (batch_began, mut handed_over, mut count) = (began, began, 0_u32);
-            while let Some(task) = slot.begin(began) {
-                // Away for the dead time, and others may have it: not started.
-                if !shared.may_start(began) {
-                    slot.finish();
-                    outcomes.push(Ended { holder: task.holder(), took_us: 0, outcome: Outcome::GivenBack });
-                    continue;
-                }
+            loop {
+                // Each start asks: away for the dead time, and others may have what is here.
+                let task = match slot.begin(began, || shared.may_start(began)) {
+                    Next::Run(task) => task,
+                    Next::Late(tasks) => {
+                        outcomes.extend(tasks.iter().map(|t| Ended::given_back(t.holder())));
+                        break;
+                    }
+                    Next::Done => break,
+                };
                 count += 1;
                 let holder = task.holder();
                 shared.counters.started(1);
@@ -231,18 +235,18 @@ impl Engine {
                     // The handler forked, and this is the child: its tasks and results are the parent's.
                     return Ok(());
                 }
-                let now = Instant::now();
+                let now = Moment::now();
                 if slot.finish() {
-                    outcomes.push(Ended { holder, took_us: micros(now - began), outcome });
+                    outcomes.push(Ended { holder, took_us: micros(now.since(began)), outcome });
                 }
                 began = now;
-                if now - handed_over > HAND_OVER {
+                if now.since(handed_over) > HAND_OVER {
                     handed_over = now;
                     shared.outcomes.append(&mut outcomes);
                 }
             }
             shared.outcomes.append(&mut outcomes);
-            last = Some((kind, count, began - batch_began));
+            last = Some((kind, count, began.since(batch_began)));
         }
         shared.outcomes.append(&mut outcomes);
         shared.leave_thread(&slot);
@@ -280,9 +284,15 @@ impl Engine {
                 Message::Start(run, task) => (0, run, task),
                 Message::Cancel(run, task) => (1, run, task),
             };
-            Ok((what, Py::new(py, TaskInfo::new(task, run, &shared))?))
+            Ok((what, run, Py::new(py, TaskInfo::new(task, run, &shared))?))
         });
         PyList::new(py, messages.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    /// Without a look at the process: what was fetched in a parent is begun by no child.
+    #[allow(clippy::unused_self, reason = "a method of the engine, beside `complete` and `fail`")]
+    fn begin(&self, task: &TaskInfo) -> Option<usize> {
+        task.shared.begin_run(task.run).then_some(task.task.chunk.kind)
     }
 
     fn complete(&self, py: Python<'_>, task: &TaskInfo) -> PyResult<()> {
@@ -308,8 +318,10 @@ impl Engine {
         Ok(())
     }
 
-    fn abandon(&self, py: Python<'_>) -> PyResult<()> {
-        self.shared(py)?.abandon();
+    #[pyo3(signature = (seconds = 1.0))]
+    fn abandon(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
+        let limit = Duration::try_from_secs_f64(seconds).map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
+        self.shared(py)?.abandon(limit);
         Ok(())
     }
 
@@ -335,6 +347,11 @@ impl Engine {
             stats.set_item(name, count)?;
         }
         Ok(stats)
+    }
+
+    #[getter]
+    fn failure(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        Ok(self.shared(py)?.failure())
     }
 
     #[getter]

@@ -15,7 +15,7 @@ pub(crate) struct TaskInfo {
     pub(crate) task: Task,
     /// The run's number on an event loop; 0 on a thread.
     pub(crate) run: u64,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     payload: PyOnceLock<Py<PyAny>>,
 }
 

@@ -21,7 +21,7 @@ pub struct Books {
     pub notified: Vec<i32>,
     /// Lanes with tasks on track 2.
     pub careful_lanes: Vec<i32>,
-    /// Lanes with tasks on track 3.
+    /// Lanes with tasks on track 3 or 4.
     pub alone_lanes: Vec<i32>,
     /// The claimer has ended.
     pub claimer_ended: bool,

@@ -1,5 +1,8 @@
 //! The claimer: takes tasks from the lanes of our types, just ahead of what the handlers use up.
 
+mod answer;
+mod careful;
+
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -7,19 +10,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::time::{sleep, timeout_at};
-use tokio_postgres::Row;
+use tokio::time::timeout_at;
 
 use crate::engine::connect::{Backoff, Link, Target};
 use crate::engine::consume::books::Books;
 use crate::engine::consume::counters::Counters;
+use crate::engine::consume::moment::Moment;
 use crate::engine::consume::outcomes::Ended;
 use crate::engine::consume::sched::Wants;
-use crate::engine::consume::task::{Chunk, Failure, Holder, Outcome};
+use crate::engine::consume::task::{Chunk, Holder};
+use crate::engine::consume::trouble::Trouble;
 use crate::engine::consume::{Phase, Shared};
-use crate::engine::error::{Error, Result};
-use crate::engine::logs::Level;
-use crate::engine::wire::Elements;
+use crate::engine::error::Result;
+
+use careful::HOLD;
 
 /// Payload of one claim, at most.
 const CLAIM_BYTES: usize = 8 << 20;
@@ -35,16 +39,14 @@ const SOON: Duration = Duration::from_millis(2);
 const TRICKLE: Duration = Duration::from_millis(4);
 /// Outcomes not yet stored, beyond which nothing more is claimed.
 const MOST_UNFLUSHED: usize = 5_000;
-/// How long nothing starts, at first and at most, while a task waits to run alone.
-const HOLD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 #[derive(Debug)]
 struct Lane {
     id: i32,
     kind: usize,
     queue: Arc<str>,
-    /// By track: the `rid` up to which all was taken.
-    hints: [i64; 4],
+    /// Of tracks 0 and 1: the `rid` up to which all was taken.
+    hints: [i64; 2],
     /// Chunks to lock in one claim.
     chunks: i64,
     /// There may be more than the last claim took.
@@ -107,6 +109,7 @@ pub struct Claimer<'a> {
     last_claim: Instant,
     hold: Duration,
     hold_after: Instant,
+    careful_trouble: Trouble,
 }
 
 impl<'a> Claimer<'a> {
@@ -128,33 +131,30 @@ impl<'a> Claimer<'a> {
             last_claim: now,
             hold: HOLD.0,
             hold_after: now,
+            careful_trouble: Trouble::new("claimer"),
         }
     }
 
     /// Claims until the engine stops.
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
-        let mut complained = false;
+        let mut trouble = Trouble::new("claimer");
         let shared = self.shared;
         while shared.phase() == Phase::Running {
             let stepped = tokio::select! {
                 stepped = self.step() => stepped,
                 // A database that does not answer must not keep an abandoned engine: a claim under way is left to the rescuer.
-                () = abandoned(shared) => break,
+                () = shared.out_of_time(0.0) => break,
             };
             match stepped {
-                Ok(()) => {
+                Ok(true) => {
                     backoff.reset();
-                    if complained {
-                        complained = false;
-                        self.shared.log(Level::Info, "claimer", "claims again");
-                    }
+                    trouble.end(shared, "claims again");
                 }
+                // It only waited, which says nothing of the database.
+                Ok(false) => {}
                 Err(e) => {
-                    if !complained {
-                        complained = true;
-                        self.shared.log(Level::Warning, "claimer", format!("can't claim, and keeps trying: {e}"));
-                    }
+                    trouble.note(shared, format!("can't claim, and keeps trying: {e}"));
                     self.books.borrow_mut().claiming_after = None;
                     if e.is_lost() {
                         self.link = None;
@@ -174,16 +174,15 @@ impl<'a> Claimer<'a> {
         }
     }
 
-    /// One claim, or one wait.
-    async fn step(&mut self) -> Result<()> {
+    /// One claim, or one wait. True: the database answered.
+    async fn step(&mut self) -> Result<bool> {
         if self.link.is_none() {
             let link = self.target.connect(false).await?;
-            link.check_schema().await?;
             if self.swept.is_some() {
                 Counters::add(&self.shared.counters.reconnects, 1);
             }
             for lane in &mut self.lanes {
-                lane.hints = [0; 4];
+                lane.hints = [0; 2];
             }
             self.swept = None;
             self.link = Some(link);
@@ -193,11 +192,26 @@ impl<'a> Claimer<'a> {
             self.list_lanes().await?;
         }
         let now = Instant::now();
-        if self.shared.outcomes.unflushed() > MOST_UNFLUSHED || !self.shared.may_start(now) {
+        if self.shared.outcomes.unflushed() > MOST_UNFLUSHED || !self.shared.may_start(Moment::now()) {
             self.pause(SOON).await;
-            return Ok(());
+            return Ok(false);
         }
-        self.claim_careful().await?;
+        let answered = match self.claim_careful().await {
+            Ok(answered) => {
+                if answered {
+                    self.careful_trouble.end(self.shared, "claims tasks that were lost before again");
+                }
+                answered
+            }
+            Err(e) if e.is_lost() => return Err(e),
+            // A task that must run alone and can't be claimed keeps no other from being.
+            Err(e) => {
+                self.books.borrow_mut().claiming_after = None;
+                let message = format!("can't claim tasks that were lost before, and keeps trying: {e}");
+                self.careful_trouble.note(self.shared, message);
+                false
+            }
+        };
         let careful_due = if self.books.borrow().careful_lanes.is_empty() { None } else { Some(now + TRICKLE) };
         let poll = self.shared.settings.poll_interval.max(self.sweep_time * SWEEP_SHARE);
         let poll_due = self.swept.map_or(now, |s| s + poll);
@@ -207,7 +221,7 @@ impl<'a> Claimer<'a> {
             let until = if self.sweep_wanted { sweep_due.min(poll_due) } else { poll_due };
             let until = careful_due.map_or(until, |due| due.min(until));
             drop(timeout_at(until.into(), self.shared.claim_news.notified()).await);
-            return Ok(());
+            return Ok(answered);
         }
         // From here on, room that comes up while we look is told.
         self.shared.hungry.store(true, Ordering::Release);
@@ -221,12 +235,12 @@ impl<'a> Claimer<'a> {
             }
             let until = careful_due.unwrap_or(now + self.shared.settings.poll_interval);
             drop(timeout_at(until.into(), self.shared.claim_news.notified()).await);
-            return Ok(());
+            return Ok(answered);
         }
         self.shared.hungry.store(false, Ordering::Release);
         if few && !sweep && now < self.last_claim + TRICKLE {
             self.pause_until(self.last_claim + TRICKLE).await;
-            return Ok(());
+            return Ok(answered);
         }
         self.claim_ordinary(&wants, sweep).await
     }
@@ -260,7 +274,7 @@ impl<'a> Claimer<'a> {
             let (id, name, queue): (i32, &str, &str) = (row.get(0), row.get(1), row.get(2));
             let Some(kind) = kinds.iter().position(|k| k.name == name) else { continue };
             let old = self.lanes.iter().find(|l| l.id == id);
-            let (hints, chunks) = old.map_or(([0; 4], FEWEST_CHUNKS), |l| (l.hints, l.chunks));
+            let (hints, chunks) = old.map_or(([0; 2], FEWEST_CHUNKS), |l| (l.hints, l.chunks));
             lanes.push(Lane { id, kind, queue: Arc::from(queue), hints, chunks, maybe: true, told: false });
         }
         self.lanes = lanes;
@@ -268,7 +282,7 @@ impl<'a> Claimer<'a> {
         Ok(())
     }
 
-    async fn claim_ordinary(&mut self, wants: &Wants, sweep: bool) -> Result<()> {
+    async fn claim_ordinary(&mut self, wants: &Wants, sweep: bool) -> Result<bool> {
         let startable = self.shared.sched.lock().startable();
         let shared_group = self.shared.settings.kinds.len();
         let mut asked = Asked {
@@ -315,7 +329,7 @@ impl<'a> Claimer<'a> {
                     drop(timeout_at(limit.into(), self.shared.claim_news.notified()).await);
                 }
             }
-            return Ok(());
+            return Ok(false);
         }
         let began = Instant::now();
         let brought = self.claim(&asked).await?;
@@ -324,7 +338,7 @@ impl<'a> Claimer<'a> {
             self.sweep_time = began.elapsed();
         }
         self.judge(&asked, &brought, sweep);
-        Ok(())
+        Ok(true)
     }
 
     /// Which lanes may hold more, and how many chunks to lock next time.
@@ -357,7 +371,7 @@ impl<'a> Claimer<'a> {
             short |= !lane.maybe && (taken > 0 || lane.told);
             lane.told = false;
             for (track, chunks, upto) in uptos {
-                let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 4];
+                let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 2];
                 // A sweep that was cut short knows of rows behind the hint: there the next claim goes on.
                 *hint = if sweep && lane.maybe && chunks > 0 { upto } else { upto.max(*hint) };
             }
@@ -423,6 +437,9 @@ impl<'a> Claimer<'a> {
         Counters::add(&self.shared.counters.claimed, brought.tasks);
         if current {
             self.hand_over(&chunks);
+        } else {
+            // We were declared dead meanwhile: the rescuer has them, or will.
+            self.books.borrow_mut().held.retain(|key, _| key.0 != epoch);
         }
         Ok(brought)
     }
@@ -432,11 +449,7 @@ impl<'a> Claimer<'a> {
         let mut returned = Vec::new();
         for chunk in chunks {
             if !sched.push(chunk) {
-                let give = |&id| Ended {
-                    holder: Holder { epoch: chunk.epoch, no: chunk.no, id },
-                    took_us: 0,
-                    outcome: Outcome::GivenBack,
-                };
+                let give = |&id| Ended::given_back(Holder { epoch: chunk.epoch, no: chunk.no, id });
                 returned.extend(chunk.ids().iter().map(give));
             }
         }
@@ -444,161 +457,8 @@ impl<'a> Claimer<'a> {
         self.shared.spread();
         self.shared.outcomes.append(&mut returned);
     }
-
-    /// One row of the claim's answer: a run of tasks of one chunk.
-    async fn read(&mut self, row: &Row, epoch: u32, brought: &mut Brought) -> Result<Chunk> {
-        let (no, lane_id, track, rid, leaf): (i64, i32, i16, i64, i16) =
-            (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
-        let (attempts, max_attempts, lo, hi, shrunk): (i16, i16, i64, i64, bool) =
-            (row.get(5), row.get(6), row.get(7), row.get(8), row.get(9));
-        let lane = self.lanes.iter_mut().find(|l| l.id == lane_id);
-        let lane =
-            lane.ok_or_else(|| Error::lost(format!("the claim brought lane {lane_id}, which was not asked for")))?;
-        let mut chunk = Chunk::new(epoch, no, lane.kind, Arc::clone(&lane.queue), track, attempts, max_attempts);
-        let columns: [Option<Elements<'_>>; 4] = [row.get(10), row.get(11), row.get(12), row.get(13)];
-        if let [Some(ids), Some(created), Some(formats), Some(payloads)] = columns {
-            chunk.fill(ids, created, formats, payloads);
-        }
-        let expected = usize::try_from(hi - lo + 1).unwrap_or(0);
-        if chunk.ids().len() < expected {
-            self.find_missing(&mut chunk, leaf, lo, hi).await?;
-        }
-        let taken = brought.lanes.entry((lane_id, track)).or_default();
-        taken.0 += 1;
-        taken.1 += hi - lo + 1;
-        taken.2 = taken.2.max(if shrunk { rid } else { rid + 1 });
-        brought.tasks += chunk.ids().len();
-        Ok(chunk)
-    }
-
-    /// Fewer rows than ids: an edit or a move overtook the claim's snapshot. A new statement sees them; what is still missing has no
-    /// content any more and fails for good.
-    async fn find_missing(&self, chunk: &mut Chunk, leaf: i16, lo: i64, hi: i64) -> Result<()> {
-        let Some(link) = &self.link else { return Ok(()) };
-        let missing: Vec<i64> = (lo..=hi).filter(|id| !chunk.ids().contains(id)).collect();
-        for row in link.query("read_tasks", &[&leaf, &missing]).await? {
-            let (created, payload): (Timestamp, &[u8]) = (row.get(1), row.get(3));
-            chunk.push(row.get(0), created.0, row.get::<_, i8>(2).cast_unsigned(), payload);
-        }
-        for id in missing.into_iter().filter(|id| !chunk.ids().contains(id)) {
-            self.shared.log(Level::Error, "claimer", format!("task {id} has no content any more; it is failed"));
-            let failure =
-                Failure { delay: None, error: "the task's content is missing".into(), traceback: String::new() };
-            *self.books.borrow_mut().held.entry((chunk.epoch, chunk.no)).or_default() += 1;
-            let holder = Holder { epoch: chunk.epoch, no: chunk.no, id };
-            self.shared.outcomes.push(Ended { holder, took_us: 0, outcome: Outcome::Failed(Box::new(failure)) });
-        }
-        Ok(())
-    }
-
-    // --- tasks that were lost before ------------------------------------------------------------------------------------------------
-
-    /// Tracks 2 and 3: what is claimed starts at once, so that the rescuer may charge all of it; on track 3 it runs alone. One claim a
-    /// lane and step, so that the others are not kept waiting.
-    async fn claim_careful(&mut self) -> Result<()> {
-        let (careful, alone) = {
-            let mut books = self.books.borrow_mut();
-            (std::mem::take(&mut books.careful_lanes), std::mem::take(&mut books.alone_lanes))
-        };
-        for id in careful {
-            let Some(at) = self.lanes.iter().position(|l| l.id == id) else { continue };
-            let slots = self.shared.sched.lock().reserve(self.lanes[at].kind, self.shared.settings.concurrency);
-            if slots > 0 {
-                let brought = self.claim_track(at, 2, slots).await;
-                self.shared.sched.lock().release(slots);
-                self.shared.spread();
-                if brought?.tasks == 0 {
-                    continue;
-                }
-            }
-            // Where there was one there may be more, once these have slots.
-            self.books.borrow_mut().careful_lanes.push(id);
-        }
-        if self.books.borrow().careful_lanes.is_empty() {
-            self.shared.sched.lock().release_saved();
-        }
-        for id in alone {
-            if let Some(at) = self.lanes.iter().position(|l| l.id == id) {
-                self.claim_alone(at).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn claim_alone(&mut self, at: usize) -> Result<()> {
-        if Instant::now() < self.hold_after {
-            return Ok(());
-        }
-        let until = Instant::now() + self.hold;
-        let mut ran = false;
-        loop {
-            // Stored, too: a result still on its way would be charged as lost if this task kills the process.
-            let quiet = self.shared.sched.lock().hold_for_alone() && self.shared.outcomes.unflushed() == 0;
-            if quiet {
-                let brought = self.claim_track(at, 3, 1).await;
-                if !matches!(&brought, Ok(b) if b.tasks > 0) {
-                    break;
-                }
-                ran = true;
-                while self.shared.phase() == Phase::Running && self.shared.sched.lock().is_busy_alone() {
-                    sleep(Duration::from_millis(1)).await;
-                }
-            } else if Instant::now() > until && !ran {
-                // Long handlers run here: give way, and wait longer the next time. Another worker may be quiet sooner.
-                self.hold_after = Instant::now() + self.hold * 4;
-                self.hold = (self.hold * 2).min(HOLD.1);
-                break;
-            } else {
-                sleep(Duration::from_millis(1)).await;
-            }
-            if self.shared.phase() != Phase::Running {
-                break;
-            }
-        }
-        if ran {
-            self.hold = HOLD.0;
-        }
-        self.shared.sched.lock().release_alone();
-        self.shared.spread();
-        Ok(())
-    }
-
-    async fn claim_track(&mut self, at: usize, track: i16, tasks: usize) -> Result<Brought> {
-        let mut asked = Asked {
-            tasks: saturating(tasks),
-            bytes: saturating(CLAIM_BYTES),
-            limit: saturating(tasks),
-            ..Asked::default()
-        };
-        let lane = &self.lanes[at];
-        asked.push(lane, track, 0, 0, tasks);
-        asked.chunks = vec![saturating(tasks)];
-        self.claim(&asked).await
-    }
-}
-
-async fn abandoned(shared: &Shared) {
-    while shared.phase() < Phase::Abandoned {
-        sleep(Duration::from_millis(50)).await;
-    }
 }
 
 fn saturating(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-/// A `timestamptz` as it lies in the answer: microseconds since 2000-01-01 UTC.
-struct Timestamp(i64);
-
-impl<'a> postgres_types::FromSql<'a> for Timestamp {
-    fn from_sql(
-        _: &postgres_types::Type,
-        raw: &'a [u8],
-    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(i64::from_be_bytes(raw.try_into()?)))
-    }
-
-    fn accepts(ty: &postgres_types::Type) -> bool {
-        *ty == postgres_types::Type::TIMESTAMPTZ
-    }
 }

@@ -1,7 +1,7 @@
 //! The completer: stores what became of tasks. It never drops a result: it keeps trying through an outage, and looks up what is in doubt.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use crate::engine::consume::books::Books;
 use crate::engine::consume::counters::Counters;
 use crate::engine::consume::outcomes::Ended;
 use crate::engine::consume::task::{Failure, Outcome};
+use crate::engine::consume::trouble::{Trouble, some_of};
 use crate::engine::consume::{Phase, Shared};
 use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
@@ -31,8 +32,10 @@ const GATHER: Duration = Duration::from_millis(5);
 const PARKED: Duration = Duration::from_secs(30);
 /// How the error of such a result begins.
 const PLAIN: &str = "its failure could not be stored";
-/// How long an abandoned engine goes on trying to store what it has.
-const LAST_TRIES: Duration = Duration::from_secs(5);
+/// Culprits that are remembered, so that each is named once.
+const NAMED: usize = 1_000;
+/// An abandoned engine goes on trying to store what it has for this share of its last time; the rest is for signing off.
+const LAST_TRIES: f64 = 0.5;
 
 /// Outcomes of one registration of this consumer, by statement.
 #[derive(Debug, Default)]
@@ -120,18 +123,45 @@ pub struct Completer<'a> {
     books: Rc<RefCell<Books>>,
     link: Option<Link>,
     connected_before: bool,
-    abandoned_at: Option<Instant>,
+    /// What is being stored, by registration; the last first.
+    todo: Vec<(u32, Flush)>,
     parked: Vec<(Instant, u32, Flush)>,
+    /// Tasks whose results could not be stored and that were named.
+    named: HashSet<i64>,
+    trouble: Trouble,
 }
 
 impl<'a> Completer<'a> {
     /// Not yet connected.
     pub fn new(shared: &'a Shared, target: Target, books: Rc<RefCell<Books>>) -> Self {
-        Self { shared, target, books, link: None, connected_before: false, abandoned_at: None, parked: Vec::new() }
+        Self {
+            shared,
+            target,
+            books,
+            link: None,
+            connected_before: false,
+            todo: Vec::new(),
+            parked: Vec::new(),
+            named: HashSet::new(),
+            trouble: Trouble::new("completer"),
+        }
     }
 
-    /// Stores outcomes until the engine has stopped, no handler runs, and nothing is left.
+    /// Stores outcomes until the engine has stopped, no handler runs, and nothing is left; or until an abandoned one is out of time.
     pub async fn run(mut self) {
+        let shared = self.shared;
+        let is_cut = tokio::select! {
+            () = self.work() => false,
+            () = shared.out_of_time(LAST_TRIES) => true,
+        };
+        if is_cut {
+            self.name_what_is_lost();
+        }
+        self.books.borrow_mut().completer_ended = true;
+        self.shared.control_news.notify_one();
+    }
+
+    async fn work(&mut self) {
         let mut last = (Instant::now(), 0);
         loop {
             if !self.parked.is_empty() {
@@ -140,7 +170,7 @@ impl<'a> Completer<'a> {
             let ended = self.shared.outcomes.take(FLUSH);
             if ended.is_empty() {
                 if self.is_finished() {
-                    break;
+                    return;
                 }
                 let stopping = self.shared.phase() >= Phase::Stopping;
                 let limit = if stopping { Duration::from_millis(20) } else { PARKED };
@@ -156,16 +186,30 @@ impl<'a> Completer<'a> {
             for one in ended {
                 flushes.entry(one.holder.epoch).or_default().add(one);
             }
-            for (epoch, flush) in flushes {
-                self.store(epoch, flush).await;
-            }
+            self.todo.extend(flushes.into_iter().rev());
+            self.store().await;
             self.shared.outcomes.flushed(count);
             if last.1 >= BUSY && self.shared.outcomes.len() < FLUSH / 2 && self.shared.phase() == Phase::Running {
                 self.gather(last.0).await;
             }
         }
-        self.books.borrow_mut().completer_ended = true;
-        self.shared.control_news.notify_one();
+    }
+
+    /// Out of time: says whose results are not stored. Some of them may be, if only the answer was lost.
+    fn name_what_is_lost(&mut self) {
+        let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, _, flush)| flush);
+        let todo = std::mem::take(&mut self.todo).into_iter().map(|(_, flush)| flush);
+        let unstored = todo.chain(parked).flat_map(Flush::into_members).chain(self.shared.outcomes.take(usize::MAX));
+        let results = unstored.filter(|e| !matches!(e.outcome, Outcome::GivenBack));
+        let ids: Vec<i64> = results.map(|e| e.holder.id).collect();
+        if !ids.is_empty() {
+            let message = format!(
+                "gives up {} results that could not be stored in time: their tasks will run again (ids {})",
+                ids.len(),
+                some_of(&ids)
+            );
+            self.shared.log(Level::Error, "completer", message);
+        }
     }
 
     /// Waits until enough has come together, or the moment since `began` is over.
@@ -186,56 +230,39 @@ impl<'a> Completer<'a> {
         stopped && self.books.borrow().claimer_ended && self.shared.outcomes.unflushed() == 0
     }
 
-    /// Stores one flush, however long it takes.
-    async fn store(&mut self, epoch: u32, flush: Flush) {
-        let mut todo = vec![flush];
+    /// Stores all of `todo`, however long it takes.
+    async fn store(&mut self) {
         let mut backoff = Backoff::default();
-        let mut complained = false;
-        while let Some(mut flush) = todo.pop() {
+        while let Some(&(epoch, _)) = self.todo.last() {
             let me = self.books.borrow().epochs.get(epoch as usize).copied().unwrap_or(0);
-            match self.send(me, &flush).await {
+            match self.send_last(me).await {
                 Ok(refused) => {
-                    if complained {
-                        complained = false;
-                        self.shared.log(Level::Info, "completer", "stores results again");
-                    }
-                    self.settle(epoch, me, &flush, refused).await;
+                    self.trouble.end(self.shared, "stores results again");
                     backoff.reset();
+                    if let Some((_, flush)) = self.todo.pop() {
+                        self.settle(epoch, me, &flush, refused).await;
+                    }
                 }
                 Err(e) if e.is_data_fault() => {
+                    let Some((_, mut flush)) = self.todo.pop() else { return };
                     // The other statements of the flight may have been stored.
                     flush.in_doubt = true;
                     if flush.count > 1 {
                         let (a, b) = flush.split();
-                        todo.push(b);
-                        todo.push(a);
+                        self.todo.push((epoch, b));
+                        self.todo.push((epoch, a));
                     } else {
-                        self.give_up(epoch, flush, &e, &mut todo);
+                        self.give_up(epoch, flush, &e);
                     }
                 }
                 Err(e) => {
-                    if !complained {
-                        complained = true;
-                        let count = self.shared.outcomes.unflushed();
-                        self.shared.log(
-                            Level::Warning,
-                            "completer",
-                            format!("can't store {count} results, and keeps trying: {e}"),
-                        );
+                    let count = self.shared.outcomes.unflushed();
+                    self.trouble.note(self.shared, format!("can't store {count} results, and keeps trying: {e}"));
+                    if let (Some((_, flush)), true) = (self.todo.last_mut(), self.link.is_some()) {
+                        flush.in_doubt = true;
                     }
-                    flush.in_doubt |= self.link.is_some();
                     if e.is_lost() {
                         self.link = None;
-                    }
-                    todo.push(flush);
-                    if self.is_too_late() {
-                        let left = self.shared.outcomes.unflushed();
-                        self.shared.log(
-                            Level::Error,
-                            "completer",
-                            format!("gives up {left} results: their tasks will run again"),
-                        );
-                        return;
                     }
                     sleep(backoff.delay()).await;
                 }
@@ -243,17 +270,9 @@ impl<'a> Completer<'a> {
         }
     }
 
-    /// An abandoned engine tries for a little while only.
-    fn is_too_late(&mut self) -> bool {
-        if self.shared.phase() < Phase::Abandoned {
-            return false;
-        }
-        self.abandoned_at.get_or_insert_with(Instant::now).elapsed() > LAST_TRIES
-    }
-
     /// One member alone that its statement fails for: named, and stored in the plainest form; if even that fails it is tried again each
     /// half minute, and once more at the end.
-    fn give_up(&mut self, epoch: u32, flush: Flush, error: &Error, todo: &mut Vec<Flush>) {
+    fn give_up(&mut self, epoch: u32, flush: Flush, error: &Error) {
         let code = error.sqlstate().unwrap_or_default().to_owned();
         let in_doubt = flush.in_doubt;
         for member in flush.into_members() {
@@ -264,7 +283,11 @@ impl<'a> Completer<'a> {
                 Outcome::Failed(f) => (format!("{PLAIN}: SQLSTATE {code}"), f.delay),
                 Outcome::GivenBack => (String::new(), None),
             };
-            self.shared.log(Level::Error, "completer", format!("the result of task {id} can't be stored: {error}"));
+            if self.named.len() >= NAMED {
+                self.named.clear();
+            }
+            let level = if self.named.insert(id) { Level::Error } else { Level::Debug };
+            self.shared.log(level, "completer", format!("the result of task {id} can't be stored: {error}"));
             let mut one = Flush { in_doubt, ..Flush::default() };
             if plain.is_empty() {
                 one.add(member);
@@ -274,7 +297,7 @@ impl<'a> Completer<'a> {
             } else {
                 let failure = Failure { delay, error: plain, traceback: String::new() };
                 one.add(Ended { outcome: Outcome::Failed(Box::new(failure)), ..member });
-                todo.push(one);
+                self.todo.push((epoch, one));
             }
         }
     }
@@ -285,9 +308,8 @@ impl<'a> Completer<'a> {
         let now = Instant::now();
         let (due, later) = std::mem::take(&mut self.parked).into_iter().partition(|(at, ..)| all || *at <= now);
         self.parked = later;
-        for (_, epoch, flush) in due {
-            self.store(epoch, flush).await;
-        }
+        self.todo.extend(due.into_iter().map(|(_, epoch, flush)| (epoch, flush)));
+        self.store().await;
     }
 
     async fn connect(&mut self) -> Result<&Link> {
@@ -302,9 +324,10 @@ impl<'a> Completer<'a> {
         self.link.as_ref().ok_or_else(|| Error::lost("not connected"))
     }
 
-    /// Sends the statements in one flight; answers what the claims no longer hold.
-    async fn send(&mut self, me: i64, flush: &Flush) -> Result<Vec<(Part, i64, IdSet)>> {
-        let link = self.connect().await?;
+    /// Sends the statements of the last of `todo` in one flight; answers what the claims no longer hold.
+    async fn send_last(&mut self, me: i64) -> Result<Vec<(Part, i64, IdSet)>> {
+        self.connect().await?;
+        let (Some(link), Some((_, flush))) = (&self.link, self.todo.last()) else { return Ok(Vec::new()) };
         let completed = async {
             if flush.completed.is_empty() {
                 return Ok(Vec::new());
@@ -396,13 +419,9 @@ impl<'a> Completer<'a> {
             return;
         }
         Counters::add(&self.shared.counters.refused, gone.len());
-        let some: Vec<String> = gone.iter().take(5).map(|g| g.1.to_string()).collect();
-        let more = if gone.len() > 5 { ", …" } else { "" };
-        let message = format!(
-            "{} results were refused: the tasks are no longer ours (ids {}{more})",
-            gone.len(),
-            some.join(", ")
-        );
+        let ids: Vec<i64> = gone.iter().map(|g| g.1).collect();
+        let message =
+            format!("{} results were refused: the tasks are no longer ours (ids {})", ids.len(), some_of(&ids));
         self.shared.log(Level::Warning, "completer", message);
     }
 
@@ -416,11 +435,7 @@ impl<'a> Completer<'a> {
                     if e.is_lost() {
                         self.link = None;
                     }
-                    if self.is_too_late() {
-                        let message = format!("can't tell which results were stored before: {e}");
-                        self.shared.log(Level::Warning, "completer", message);
-                        return Vec::new();
-                    }
+                    self.trouble.note(self.shared, format!("can't tell which results were stored before: {e}"));
                     sleep(backoff.delay()).await;
                 }
             }

@@ -10,6 +10,10 @@ use tokio::time::timeout_at;
 use crate::engine::connect::{Backoff, Link, Target, random_u64};
 use crate::engine::consume::books::Books;
 use crate::engine::consume::counters::Counters;
+use crate::engine::consume::moment::Moment;
+use crate::engine::consume::outcomes::Ended;
+use crate::engine::consume::task::Holder;
+use crate::engine::consume::trouble::Trouble;
 use crate::engine::consume::upkeep::Upkeep;
 use crate::engine::consume::{Phase, Shared};
 use crate::engine::error::Result;
@@ -22,7 +26,7 @@ pub async fn register(shared: &Shared, link: &Link) -> Result<i64> {
     let me = i64::try_from(random_u64() >> 1).unwrap_or(1).max(1);
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let types: Vec<&str> = shared.settings.kinds.iter().map(|k| k.name.as_str()).collect();
-    let sent = Instant::now();
+    let sent = Moment::now();
     link.execute(
         "register_consumer",
         &[&me, &pid, &host_name(), &env!("CARGO_PKG_VERSION"), &types, &shared.settings.queues],
@@ -32,6 +36,8 @@ pub async fn register(shared: &Shared, link: &Link) -> Result<i64> {
     shared.beaten(sent);
     Ok(me)
 }
+
+const NOT_SIGNED_OFF: &str = "could not sign off; other workers will find out by the missing heartbeat";
 
 /// The host's name, for people.
 fn host_name() -> String {
@@ -49,9 +55,17 @@ pub struct Control<'a> {
     link: Option<Link>,
     notified: Option<mpsc::UnboundedReceiver<String>>,
     upkeep: Upkeep<'a>,
+    upkeep_backoff: Backoff,
+    upkeep_trouble: Trouble,
+    lost_claims_trouble: Trouble,
+    /// Our registration was found gone, and there is no new one yet.
+    is_lost: bool,
     beat_at: Instant,
     tick_at: Instant,
 }
+
+/// Of an abandoned engine's last time: from here on the control loop no longer waits for a statement under way, or for the completer.
+const LAST_STEPS: f64 = 0.6;
 
 impl<'a> Control<'a> {
     /// On the connection that `start` made.
@@ -65,46 +79,50 @@ impl<'a> Control<'a> {
             link: Some(link),
             notified: None,
             upkeep,
+            upkeep_backoff: Backoff::default(),
+            upkeep_trouble: Trouble::new("control"),
+            lost_claims_trouble: Trouble::new("control"),
+            is_lost: false,
             beat_at: now + shared.settings.heartbeat_interval,
             tick_at: now,
         }
     }
 
-    /// Runs until the completer has ended, then signs off.
+    /// Runs until the completer has ended, then signs off; an abandoned engine does both in time, whatever the database does.
     pub async fn run(mut self) {
+        let shared = self.shared;
+        tokio::select! {
+            () = self.work() => {}
+            // A connection on which nothing comes back is of no use for signing off.
+            () = shared.out_of_time(LAST_STEPS) => self.link = None,
+        }
+        tokio::select! {
+            () = self.sign_off() => {}
+            () = shared.out_of_time(1.0) => shared.log(Level::Warning, "control", NOT_SIGNED_OFF),
+        }
+    }
+
+    async fn work(&mut self) {
         let mut backoff = Backoff::default();
-        let mut complained = false;
+        let mut trouble = Trouble::new("control");
         while !self.is_finished() {
             match self.step().await {
                 Ok(()) => {
                     backoff.reset();
-                    if complained {
-                        complained = false;
-                        self.shared.log(Level::Info, "control", "is connected again");
-                    }
+                    trouble.end(self.shared, "is connected again");
                 }
                 Err(e) => {
-                    if !complained {
-                        complained = true;
-                        self.shared.log(
-                            Level::Warning,
-                            "control",
-                            format!("heartbeat and upkeep fail, and keep trying: {e}"),
-                        );
-                    }
+                    trouble.note(self.shared, format!("heartbeat and upkeep fail, and keep trying: {e}"));
                     if e.is_lost() {
                         self.upkeep.lose_contact();
                         self.link = None;
                         self.notified = None;
                     }
-                    drop(
-                        timeout_at((Instant::now() + backoff.delay()).into(), self.shared.control_news.notified())
-                            .await,
-                    );
+                    let until = Instant::now() + backoff.delay();
+                    drop(timeout_at(until.into(), self.shared.control_news.notified()).await);
                 }
             }
         }
-        self.sign_off().await;
     }
 
     fn is_finished(&self) -> bool {
@@ -131,8 +149,19 @@ impl<'a> Control<'a> {
         }
         if now >= self.tick_at {
             let Some(link) = &self.link else { return Ok(()) };
-            let next = self.upkeep.tick(link).await?;
-            self.tick_at = now + next;
+            match self.upkeep.tick(link).await {
+                Ok(next) => {
+                    self.upkeep_backoff.reset();
+                    self.upkeep_trouble.end(self.shared, "upkeep works again");
+                    self.tick_at = now + next;
+                }
+                Err(e) if e.is_lost() => return Err(e),
+                // A right that is missing, say: heartbeats go on all the same.
+                Err(e) => {
+                    self.upkeep_trouble.note(self.shared, format!("upkeep fails, and is tried again: {e}"));
+                    self.tick_at = now + self.upkeep_backoff.delay();
+                }
+            }
         }
         let until = self.beat_at.min(self.tick_at);
         let heard = async {
@@ -169,6 +198,9 @@ impl<'a> Control<'a> {
 
     /// The heartbeat. If it finds no row we were declared dead: others have our tasks, so nothing of them starts here any more.
     async fn beat(&mut self) -> Result<()> {
+        if self.is_lost {
+            return self.register_anew().await;
+        }
         let Some(link) = &self.link else { return Ok(()) };
         let (me, epoch, known) = {
             let books = self.books.borrow();
@@ -177,44 +209,82 @@ impl<'a> Control<'a> {
         let running = self.running(epoch);
         let stopping = self.shared.phase() >= Phase::Stopping;
         let refused = i64::try_from(Counters::get(&self.shared.counters.refused)).unwrap_or(i64::MAX);
-        let sent = Instant::now();
+        let sent = Moment::now();
         let row = link.query_opt("beat_consumer", &[&me, &running, &stopping, &refused]).await?;
         Counters::add(&self.shared.counters.statements, 1);
         let Some(row) = row else { return Ok(()) };
         let (alive, held): (bool, Vec<i64>) = (row.get(0), row.get(1));
-        if alive {
-            self.shared.beaten(sent);
-            // What could not start while contact was lost may start now.
-            self.shared.spread();
-            self.shared.work.notify_all();
-            Counters::add(&self.shared.counters.beats, 1);
-            let orphans = known.orphans(&held);
-            if !orphans.is_empty() {
-                self.shared.log(
-                    Level::Warning,
-                    "control",
-                    format!("gives back {} claims whose answers were lost", orphans.len()),
-                );
-                link.execute("give_back_claims", &[&me, &orphans]).await?;
-            }
+        if !alive {
+            self.drop_unstarted(running.len());
+            return self.register_anew().await;
+        }
+        self.shared.beaten(sent);
+        // What could not start while contact was lost may start now.
+        self.shared.spread();
+        self.shared.work.notify_all();
+        Counters::add(&self.shared.counters.beats, 1);
+        let orphans = known.orphans(&held);
+        if orphans.is_empty() {
             return Ok(());
         }
+        match self.take_back(me, epoch, &orphans).await {
+            Err(e) if !e.is_lost() => {
+                let message = format!("{} claims whose answers were lost can't be read: {e}", orphans.len());
+                self.lost_claims_trouble.note(self.shared, message);
+                Ok(())
+            }
+            taken => taken,
+        }
+    }
+
+    /// Claims that the database says we hold, and that we don't know: nobody rescues what a living consumer holds. The completer gives
+    /// their tasks back, as it does with all that was not started.
+    async fn take_back(&mut self, me: i64, epoch: u32, nos: &[i64]) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let rows = link.query("read_claims", &[&me, &nos]).await?;
+        Counters::add(&self.shared.counters.statements, 1);
+        self.lost_claims_trouble.end(self.shared, "claims whose answers were lost can be read again");
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let message = format!("gives back {} claims whose answers were lost", rows.len());
+        self.shared.log(Level::Warning, "control", message);
+        let mut unstarted = Vec::new();
+        for row in rows {
+            let (no, ids): (i64, IdSet) = (row.get(0), row.get(1));
+            // On the books from here on, so that the next heartbeat does not find it again.
+            *self.books.borrow_mut().held.entry((epoch, no)).or_default() += ids.len();
+            unstarted.extend(ids.iter().map(|id| Ended::given_back(Holder { epoch, no, id })));
+        }
+        self.shared.outcomes.append(&mut unstarted);
+        Ok(())
+    }
+
+    /// Our registration is gone. In this order: no start is allowed any more, then what waits for one is taken away; only then may a new
+    /// registration allow starts again, of what is claimed in its name.
+    fn drop_unstarted(&mut self, running: u64) {
+        self.is_lost = true;
+        self.shared.lose();
         let dropped = self.shared.sched.lock().take_unstarted();
         let message = format!(
-            "was declared dead (silent for over {:?}); {} tasks that had not started are left to others",
+            "was declared dead (silent for {:?}), or its registration was deleted: {} tasks that had not started are left to others, and \
+             what becomes of {running} that run will be refused",
             self.shared.settings.dead_after,
             dropped.len()
         );
         self.shared.log(Level::Warning, "control", message);
-        {
-            let mut books = self.books.borrow_mut();
-            for task in &dropped {
-                books.settle(task.chunk.epoch, task.chunk.no, 1);
-            }
+        let mut books = self.books.borrow_mut();
+        for task in &dropped {
+            books.settle(task.chunk.epoch, task.chunk.no, 1);
         }
-        if !stopping {
+    }
+
+    async fn register_anew(&mut self) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        if self.shared.phase() < Phase::Stopping {
             let me = register(self.shared, link).await?;
             self.books.borrow_mut().epochs.push(me);
+            self.is_lost = false;
             self.shared.claim_news.notify_one();
         }
         Ok(())
@@ -235,11 +305,7 @@ impl<'a> Control<'a> {
             self.link = self.target.connect(false).await.ok();
         }
         let Some(link) = &self.link else {
-            self.shared.log(
-                Level::Warning,
-                "control",
-                "could not sign off; other workers will find out by the missing heartbeat",
-            );
+            self.shared.log(Level::Warning, "control", NOT_SIGNED_OFF);
             return;
         };
         if let Err(e) = link.execute("unregister_consumer", &[&me, &running]).await {

@@ -14,11 +14,14 @@ pub mod claim;
 pub mod complete;
 pub mod control;
 pub mod counters;
+pub mod moment;
 pub mod outcomes;
 pub mod retain;
 pub mod sched;
 pub mod task;
+pub mod trouble;
 pub mod upkeep;
+mod watch;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -37,8 +40,9 @@ use crate::engine::rights;
 use crate::engine::service;
 use books::Books;
 use counters::Counters;
+use moment::Moment;
 use outcomes::{Ended, Outcomes};
-use sched::{Expired, Kind, Message, Sched, Slot, Take};
+use sched::{Begun, Expired, Kind, Message, Sched, Slot, Take};
 use task::{Failure, Outcome, Task};
 
 /// All that a consumer's engine is told.
@@ -91,13 +95,17 @@ pub struct Shared {
     pub counters: Counters,
     sched: Mutex<Sched>,
     work: Condvar,
-    base: Instant,
-    alive_until_ms: AtomicU64,
+    /// A `Moment`: until then nobody takes our tasks.
+    alive_until: AtomicU64,
     round_trip_us: AtomicU64,
     hungry: AtomicBool,
     claim_news: Notify,
     control_news: Notify,
     phase: AtomicU8,
+    /// When it was abandoned, and how long its parts have from then on.
+    last_time: Mutex<Option<(Instant, Duration)>>,
+    /// What ended the I/O thread, if it was no stop.
+    failure: Mutex<Option<String>>,
     ended: Mutex<bool>,
     ended_news: Condvar,
     expired: Mutex<Vec<Expired>>,
@@ -126,13 +134,14 @@ impl Shared {
             counters: Counters::default(),
             sched: Mutex::new(sched),
             work: Condvar::new(),
-            base: Instant::now(),
-            alive_until_ms: AtomicU64::new(0),
+            alive_until: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(1_000),
             hungry: AtomicBool::new(false),
             claim_news: Notify::new(),
             control_news: Notify::new(),
             phase: AtomicU8::new(Phase::New as u8),
+            last_time: Mutex::new(None),
+            failure: Mutex::new(None),
             ended: Mutex::new(false),
             ended_news: Condvar::new(),
             expired: Mutex::default(),
@@ -167,15 +176,18 @@ impl Shared {
     // --- liveness -------------------------------------------------------------------------------------------------------------------
 
     /// A beat that was sent at `sent` arrived: until the dead time has passed since then, nobody takes our tasks.
-    fn beaten(&self, sent: Instant) {
-        let until = sent.saturating_duration_since(self.base) + self.settings.dead_after;
-        self.alive_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+    fn beaten(&self, sent: Moment) {
+        self.alive_until.store((sent + self.settings.dead_after).as_nanos(), Ordering::Release);
     }
 
-    /// Whether what we hold is surely still ours to start: the monotonic deadline, also after a SIGSTOP.
-    pub fn may_start(&self, now: Instant) -> bool {
-        let now = now.saturating_duration_since(self.base).as_millis();
-        now < u128::from(self.alive_until_ms.load(Ordering::Acquire))
+    /// Our registration is gone: others take our tasks, whenever the last beat was.
+    fn lose(&self) {
+        self.alive_until.store(0, Ordering::Release);
+    }
+
+    /// Whether what we hold is surely still ours to start: the monotonic deadline, also after a SIGSTOP and after sleep.
+    pub fn may_start(&self, now: Moment) -> bool {
+        now.as_nanos() < self.alive_until.load(Ordering::Acquire)
     }
 
     fn round_trip(&self) -> Duration {
@@ -196,7 +208,7 @@ impl Shared {
     }
 
     /// Ends the thread's last batch and takes the next; wakes another thread where that pays.
-    pub fn take(&self, slot: &Arc<Slot>, last: Option<(usize, u32, Duration)>, now: Instant) -> Take {
+    pub fn take(&self, slot: &Arc<Slot>, last: Option<(usize, u32, Duration)>, now: Moment) -> Take {
         let mut sched = self.sched.lock();
         let take = sched.take(slot, last, self.may_start(now));
         if let Take::Batch(_) = take {
@@ -221,7 +233,7 @@ impl Shared {
         let mut sched = self.sched.lock();
         let until = Instant::now() + limit;
         loop {
-            let take = sched.take(slot, None, self.may_start(Instant::now()));
+            let take = sched.take(slot, None, self.may_start(Moment::now()));
             if take != Take::Empty {
                 if let Take::Batch(_) = take {
                     self.rouse(&mut sched);
@@ -290,18 +302,32 @@ impl Shared {
         }
     }
 
-    /// Messages for the event loop.
+    /// Messages for the event loop, which begins each start by `begin_run`.
     pub fn receive(&self, limit: usize) -> Vec<Message> {
-        let now = Instant::now();
-        let messages = self.sched.lock().receive(limit, now, self.may_start(now));
-        let started = messages.iter().filter(|m| matches!(m, Message::Start(..))).count();
-        self.counters.started(started);
-        messages
+        self.sched.lock().receive(limit, self.may_start(Moment::now()))
+    }
+
+    /// The event loop calls this run's handler now. False: it must not; whose task it is has been seen to.
+    pub fn begin_run(&self, run: u64) -> bool {
+        let now = Moment::now();
+        let mut sched = self.sched.lock();
+        match sched.begin_run(run, now, || self.may_start(now)) {
+            Begun::Run => {
+                self.counters.started(1);
+                true
+            }
+            // Within the lock, as in `finish_run`.
+            Begun::Late(task) => {
+                self.outcomes.push(Ended::given_back(task.holder()));
+                false
+            }
+            Begun::Gone => false,
+        }
     }
 
     /// An async handler has ended. False: its attempt had ended before, and the result does not count.
     pub fn finish_run(&self, run: u64, task: &Task, outcome: Outcome) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         let mut sched = self.sched.lock();
         let Some(time) = sched.finish_run(run, now) else { return false };
         // Within the lock: who sees that nothing runs any more must see the last outcome, too.
@@ -325,7 +351,7 @@ impl Shared {
 
     /// Stores the failure of an attempt that ran out of time.
     pub fn fail_expired(&self, expired: &Expired, failure: Failure) {
-        let took_us = micros(expired.started.elapsed());
+        let took_us = micros(Moment::now().since(expired.started));
         self.outcomes.push(Ended {
             holder: expired.task.holder(),
             took_us,
@@ -354,15 +380,31 @@ impl Shared {
     }
 
     fn give_back(&self, tasks: Vec<Task>) {
-        let mut ended: Vec<Ended> =
-            tasks.iter().map(|t| Ended { holder: t.holder(), took_us: 0, outcome: Outcome::GivenBack }).collect();
+        let mut ended: Vec<Ended> = tasks.iter().map(|t| Ended::given_back(t.holder())).collect();
         self.outcomes.append(&mut ended);
     }
 
-    /// Waits for no handler any more.
-    pub fn abandon(&self) {
+    /// Waits for no handler any more, and ends within `limit`, whatever the database does: what is not stored by then is named.
+    pub fn abandon(&self, limit: Duration) {
+        self.last_time.lock().get_or_insert_with(|| (Instant::now(), limit));
         self.stop();
         self.advance(Phase::Abandoned);
+    }
+
+    /// Returns once the engine was abandoned and `share` of its last time is over.
+    async fn out_of_time(&self, share: f64) {
+        loop {
+            let last_time = *self.last_time.lock();
+            if let Some((since, limit)) = last_time {
+                return tokio::time::sleep_until((since + limit.mul_f64(share)).into()).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What ended the engine, if it was no stop.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
     }
 
     /// Waits until the I/O thread has ended. False: not within `limit`.
@@ -399,7 +441,8 @@ pub fn start(settings: Settings) -> Result<Arc<Shared>> {
             Err(e) => drop(report.send(Err(e))),
         }
     };
-    let on_end = move |_cause| {
+    let on_end = move |cause| {
+        *end.failure.lock() = cause;
         end.advance(Phase::Ended);
         end.sched.lock().stop();
         end.work.notify_all();
@@ -431,47 +474,5 @@ async fn run(shared: &Shared, mut targets: (Target, Target, Target), link: Link,
     let claimer = claim::Claimer::new(shared, targets.0, Rc::clone(&books));
     let completer = complete::Completer::new(shared, targets.1, Rc::clone(&books));
     let control = control::Control::new(shared, targets.2, link, books);
-    tokio::join!(claimer.run(), completer.run(), control.run(), watch_threads(shared), watch_time(shared));
-}
-
-/// When tasks wait, threads are idle and no batch is taken, those at work are stuck in handlers: one more thread each 2 ms.
-async fn watch_threads(shared: &Shared) {
-    let mut last = 0;
-    while shared.phase() == Phase::Running {
-        let is_idle = {
-            let sched = shared.sched.lock();
-            sched.buffered() == 0 && sched.running() == 0
-        };
-        tokio::time::sleep(Duration::from_millis(if is_idle { 20 } else { 2 })).await;
-        let mut sched = shared.sched.lock();
-        let takes = sched.takes();
-        if takes == last && sched.has_waiting() && shared.may_start(Instant::now()) {
-            shared.rouse_one(&mut sched);
-        }
-        last = takes;
-    }
-}
-
-/// Ends attempts whose time is up.
-async fn watch_time(shared: &Shared) {
-    if !shared.sched.lock().has_timeouts() {
-        return;
-    }
-    while shared.phase() < Phase::Abandoned {
-        if shared.phase() == Phase::Stopping && shared.running() == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let mut sched = shared.sched.lock();
-        let expired = sched.expire(Instant::now());
-        shared.expiring.fetch_add(expired.len(), Ordering::AcqRel);
-        drop(sched);
-        if expired.is_empty() {
-            continue;
-        }
-        shared.counters.timed_out(expired.len());
-        shared.expired.lock().extend(expired);
-        shared.outbox.poke();
-        shared.spread();
-    }
+    tokio::join!(claimer.run(), completer.run(), control.run(), watch::threads(shared), watch::time(shared));
 }

@@ -18,6 +18,13 @@ pub struct Ended {
     pub outcome: Outcome,
 }
 
+impl Ended {
+    /// Of a task that was not started.
+    pub fn given_back(holder: Holder) -> Self {
+        Self { holder, took_us: 0, outcome: Outcome::GivenBack }
+    }
+}
+
 /// The vector between handler threads and the completer.
 #[derive(Debug, Default)]
 pub struct Outcomes {

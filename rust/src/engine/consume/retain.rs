@@ -21,7 +21,9 @@ const BATCH: i64 = 500;
 const CHUNKS: i64 = 20;
 /// A leaf is open for this share of the retention, so that at most nine of sixteen are in use.
 const LEAF_SHARE: u32 = 8;
-/// A token younger than this may belong to an enqueue whose commit is still under way.
+/// A token is held while its task's content is kept anywhere, and this long at least, however soon its task is forgotten: a client that
+/// sends the same request again some minutes later must meet the token. A failed task is found by its content in its leaf, too, so with
+/// a `failed_retention` below the completed one its token goes when the leaf does.
 const TOKEN_AGE: Duration = Duration::from_secs(3_600);
 /// How long a leaf's lock is waited for: a reader's open transaction makes us give up, and claims wait no longer than this.
 const LOCK_WAIT: &str = "50ms";
@@ -55,13 +57,15 @@ impl Retention {
         Self { completed, failed, step: Step::OpenLeaf, leaves: Vec::new(), due: Instant::now() }
     }
 
-    /// The steps that are due, for a short while.
-    pub async fn work(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<()> {
+    /// The steps that are due, for a short while. True: a round is over.
+    pub async fn work(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<bool> {
         let until = Instant::now() + SLICE;
+        let mut is_over = false;
         while Instant::now() >= self.due && Instant::now() < until {
             self.step(shared, link, me, term).await?;
+            is_over |= self.step == Step::OpenLeaf;
         }
-        Ok(())
+        Ok(is_over)
     }
 
     async fn step(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<()> {

@@ -1,14 +1,21 @@
 //! Which task starts where and when: the tasks that are claimed and not yet started, the limits, and the handler threads that take them.
 //!
-//! One short lock. It is taken once a batch by a handler thread, once a task by an event loop, and never held across a wait.
+//! One short lock. It is taken once a batch by a handler thread, twice a task by an event loop, and never held across a wait.
+
+mod ends;
+mod runs;
+mod slot;
+mod threads;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use crate::engine::consume::moment::Moment;
+use crate::engine::consume::task::{Chunk, Task};
 
-use crate::engine::consume::task::{Chunk, Holder, Task};
+pub use runs::Begun;
+pub use slot::{Next, Slot};
 
 /// Below this mean run time a thread takes 32 tasks at once.
 const FAST_US: f64 = 100.0;
@@ -47,54 +54,12 @@ struct KindState {
     mean_us: Option<f64>,
 }
 
-/// A handler thread's place: what it runs, and what it took and has not started (which an idle thread may steal).
-#[derive(Debug, Default)]
-pub struct Slot {
-    inner: Mutex<SlotState>,
-}
-
-#[derive(Debug, Default)]
-struct SlotState {
-    local: VecDeque<Task>,
-    current: Option<Current>,
-    written_off: bool,
-}
-
-#[derive(Debug)]
-struct Current {
-    task: Task,
-    started: Instant,
-}
-
-impl Slot {
-    /// The next task of this thread's batch, now running. `None`: the batch is done, or the thread was written off.
-    pub fn begin(&self, now: Instant) -> Option<Task> {
-        let mut slot = self.inner.lock();
-        if slot.written_off {
-            return None;
-        }
-        let task = slot.local.pop_front();
-        slot.current = task.as_ref().map(|t| Current { task: t.clone(), started: now });
-        task
-    }
-
-    /// The current task's handler has ended. False: its attempt ended before (timed out), so its result must not count.
-    pub fn finish(&self) -> bool {
-        let mut slot = self.inner.lock();
-        slot.current.take().is_some() && !slot.written_off
-    }
-
-    /// Whether the thread was replaced and should leave.
-    pub fn is_written_off(&self) -> bool {
-        self.inner.lock().written_off
-    }
-}
-
 /// An async task that runs.
 #[derive(Debug)]
 struct AsyncRun {
     task: Task,
-    started: Instant,
+    /// `None`: the loop has fetched it and not come to it yet.
+    started: Option<Moment>,
 }
 
 /// For the event loop: what to do, and with which run.
@@ -145,7 +110,7 @@ pub struct Expired {
     /// The task.
     pub task: Task,
     /// Since when it ran.
-    pub started: Instant,
+    pub started: Moment,
     /// Its limit.
     pub timeout: Duration,
 }
@@ -313,7 +278,7 @@ impl Sched {
         (self.saved, self.owed) = (0, 0);
     }
 
-    /// Nothing more starts, so that a task of `track` 3 may run alone. True: nothing runs now.
+    /// Nothing more starts, so that a task of track 3 may run alone. True: nothing runs now.
     pub fn hold_for_alone(&mut self) -> bool {
         if self.stopping {
             return false;
@@ -324,7 +289,7 @@ impl Sched {
 
     /// Whether the task that runs alone is still here, waiting for its thread or running.
     pub fn is_busy_alone(&self) -> bool {
-        self.running > 0 || self.kinds.iter().any(|k| k.queue.front().is_some_and(|t| t.chunk.track == 3))
+        self.running > 0 || self.kinds.iter().any(|k| k.queue.front().is_some_and(|t| t.chunk.is_alone()))
     }
 
     /// There is no task to run alone (any more).
@@ -365,65 +330,10 @@ impl Sched {
 
     /// Whether `task` may start while something is to run alone.
     fn may_start(&self, task: &Task) -> bool {
-        !self.alone || (task.chunk.track == 3 && self.running == 0)
+        !self.alone || (task.chunk.is_alone() && self.running == 0)
     }
 
-    // --- handler threads ------------------------------------------------------------------------------------------------------------
-
-    /// A new handler thread's slot.
-    pub fn join_thread(&mut self) -> Arc<Slot> {
-        self.asked = self.asked.saturating_sub(1);
-        let slot = Arc::new(Slot::default());
-        self.slots.push(Arc::clone(&slot));
-        slot
-    }
-
-    /// A handler thread is gone; what it took and did not start goes back to its queue.
-    pub fn leave_thread(&mut self, slot: &Arc<Slot>) {
-        self.slots.retain(|s| !Arc::ptr_eq(s, slot));
-        let left: Vec<Task> = slot.inner.lock().local.drain(..).collect();
-        for task in left.into_iter().rev() {
-            self.buffered += 1;
-            self.buffered_bytes += task.payload().len();
-            self.kinds[task.chunk.kind].queue.push_front(task);
-        }
-    }
-
-    /// Ends the thread's last batch (`kind`, tasks run, time) and takes the next one.
-    pub fn take(&mut self, slot: &Arc<Slot>, last: Option<(usize, u32, Duration)>, may_start: bool) -> Take {
-        if let Some((kind, count, time)) = last {
-            // A written-off thread's place was freed when it was written off.
-            if slot.is_written_off() {
-                return Take::Leave;
-            }
-            self.ended(kind);
-            self.learn(kind, count, time);
-        }
-        if self.stopping {
-            return Take::Leave;
-        }
-        if !may_start || self.running + self.reserved >= self.concurrency || self.is_others_turn(false) {
-            return Take::Empty;
-        }
-        if let Some(at) = self.next_startable(false) {
-            let state = &self.kinds[at];
-            let careful = state.queue.front().is_some_and(|t| t.chunk.track >= 2);
-            let busy = (self.slots.len() - self.idle.min(self.slots.len())).max(1);
-            let share = state.queue.len().div_ceil(busy);
-            let batch = if careful { 1 } else { batch_size(state.mean_us).min(share) };
-            self.next_kind = (at + 1) % self.kinds.len();
-            self.takes += 1;
-            let taken: Vec<Task> = self.kinds[at].queue.drain(..batch).collect();
-            for task in &taken {
-                self.unbuffer(task);
-            }
-            slot.inner.lock().local.extend(taken);
-            self.kinds[at].running += 1;
-            self.running += 1;
-            return Take::Batch(at);
-        }
-        self.steal(slot)
-    }
+    // --- turns ----------------------------------------------------------------------------------------------------------------------
 
     /// The type whose turn it is among the sync or async ones: first those whose next task must start as it was claimed, then those of
     /// which nothing runs, then any; each in turn.
@@ -441,7 +351,7 @@ impl Sched {
 
     fn rank(&self, at: usize) -> u8 {
         let state = &self.kinds[at];
-        let careful = state.queue.front().is_some_and(|t| t.chunk.track >= 2);
+        let careful = state.queue.front().is_some_and(|t| t.chunk.is_careful());
         if careful { 0 } else { 1 + u8::from(state.running > 0) }
     }
 
@@ -455,30 +365,6 @@ impl Sched {
         let count = self.kinds.len();
         let turn = |at: usize| (self.rank(at), (at + count - self.next_kind % count) % count);
         turn(theirs) < turn(ours)
-    }
-
-    /// Takes half of what another thread took and has not started.
-    fn steal(&mut self, thief: &Arc<Slot>) -> Take {
-        for slot in &self.slots {
-            if Arc::ptr_eq(slot, thief) {
-                continue;
-            }
-            let mut victim = slot.inner.lock();
-            let Some(kind) = victim.local.front().map(|t| t.chunk.kind) else { continue };
-            let state = &self.kinds[kind];
-            if state.running >= state.kind.workers || self.alone {
-                continue;
-            }
-            let keep = victim.local.len() / 2;
-            let stolen = victim.local.split_off(keep);
-            drop(victim);
-            thief.inner.lock().local.extend(stolen);
-            self.kinds[kind].running += 1;
-            self.running += 1;
-            self.takes += 1;
-            return Take::Batch(kind);
-        }
-        Take::Empty
     }
 
     fn ended(&mut self, kind: usize) {
@@ -502,172 +388,13 @@ impl Sched {
         *mean = Some(mean.map_or(us, |m| m + EWMA * (us - m)));
     }
 
-    /// Whether one more thread would find enough to do: wake one, or ask for one.
-    pub fn wants_thread(&self) -> bool {
-        self.kinds.iter().any(|k| {
-            let room = !k.kind.is_async && k.running < k.kind.workers && !k.queue.is_empty();
-            #[allow(clippy::cast_precision_loss, reason = "a queue's length")]
-            let worth = k.running == 0 || k.mean_us.is_none_or(|us| us * k.queue.len() as f64 > WORTH_WAKING_US);
-            room && worth
-        })
-    }
-
-    /// Whether a new thread should be asked for (none is idle, and there may be more).
-    pub fn ask_thread(&mut self) -> bool {
-        let ask = self.idle == 0 && self.asked == 0 && self.slots.len() < self.concurrency && !self.stopping;
-        self.asked += usize::from(ask);
-        ask
-    }
-
-    /// Counts threads that wait.
-    pub fn idle(&mut self, change: isize) {
-        self.idle = self.idle.saturating_add_signed(change);
-    }
-
-    /// Threads that wait for work.
-    pub fn idle_threads(&self) -> usize {
-        self.idle
-    }
-
-    /// Handler threads that are here, those written off left out.
-    pub fn threads(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// How often a batch was taken: when it stands still beside waiting tasks, the threads at work are stuck and another is needed.
-    pub fn takes(&self) -> u64 {
-        self.takes
-    }
-
-    /// Whether sync tasks wait that a further thread could run.
-    pub fn has_waiting(&self) -> bool {
-        self.kinds.iter().any(|k| !k.kind.is_async && !k.queue.is_empty() && k.running < k.kind.workers)
-            || self.slots.iter().any(|s| !s.inner.lock().local.is_empty())
-    }
-
-    // --- event loop -----------------------------------------------------------------------------------------------------------------
-
-    /// Moves async tasks that may run now into the loop's inbox.
-    pub fn feed(&mut self) {
-        while !self.stopping && self.running + self.reserved < self.concurrency && !self.is_others_turn(true) {
-            let Some(at) = self.next_startable(true) else { return };
-            let Some(task) = self.kinds[at].queue.pop_front() else { return };
-            self.unbuffer(&task);
-            self.next_kind = (at + 1) % self.kinds.len();
-            self.kinds[at].running += 1;
-            self.running += 1;
-            self.next_run += 1;
-            self.inbox.push_back(Message::Start(self.next_run, task));
-        }
-    }
-
-    /// Whether the loop must be woken: something waits and it was told of nothing yet.
-    pub fn disarm(&mut self) -> bool {
-        if self.inbox.is_empty() {
-            return false;
-        }
-        std::mem::replace(&mut self.armed, false)
-    }
-
-    /// Up to `limit` messages for the loop; what is started counts as running from here on. Empty: armed again.
-    pub fn receive(&mut self, limit: usize, now: Instant, may_start: bool) -> Vec<Message> {
-        let mut messages = Vec::with_capacity(limit.min(self.inbox.len()));
-        while messages.len() < limit {
-            match self.inbox.pop_front() {
-                Some(Message::Start(run, task)) if !may_start => {
-                    self.inbox.push_front(Message::Start(run, task));
-                    break;
-                }
-                Some(Message::Start(run, task)) => {
-                    self.runs.insert(run, AsyncRun { task: task.clone(), started: now });
-                    messages.push(Message::Start(run, task));
-                }
-                Some(cancel) => messages.push(cancel),
-                None => break,
-            }
-        }
-        if messages.is_empty() {
-            self.armed = true;
-        }
-        messages
-    }
-
-    /// An async task has ended. `None`: its attempt had ended before.
-    pub fn finish_run(&mut self, run: u64, now: Instant) -> Option<Duration> {
-        let ended = self.runs.remove(&run)?;
-        let kind = ended.task.chunk.kind;
-        let time = now.saturating_duration_since(ended.started);
-        self.ended(kind);
-        self.learn(kind, 1, time);
-        self.feed();
-        Some(time)
-    }
-
-    // --- time, heartbeat, end -------------------------------------------------------------------------------------------------------
-
-    /// Ends the attempts whose time is up: their threads are written off, their coroutines told to stop.
-    pub fn expire(&mut self, now: Instant) -> Vec<Expired> {
-        let mut expired = Vec::new();
-        let limit_of = |kinds: &[KindState], kind: usize| kinds[kind].kind.timeout;
-        let mut freed = Vec::new();
-        let mut left = Vec::new();
-        for slot in &self.slots {
-            let mut state = slot.inner.lock();
-            let Some(current) = &state.current else { continue };
-            let kind = current.task.chunk.kind;
-            let Some(timeout) = limit_of(&self.kinds, kind) else { continue };
-            if now.saturating_duration_since(current.started) < timeout {
-                continue;
-            }
-            state.written_off = true;
-            left.extend(state.local.drain(..));
-            if let Some(current) = state.current.take() {
-                expired.push(Expired { task: current.task, started: current.started, timeout });
-            }
-            freed.push((kind, Arc::clone(slot)));
-        }
-        for (kind, slot) in freed {
-            self.slots.retain(|s| !Arc::ptr_eq(s, &slot));
-            self.ended(kind);
-        }
-        for task in left.into_iter().rev() {
+    /// What a thread had taken and not started goes back to where it was, in front.
+    fn requeue(&mut self, tasks: Vec<Task>) {
+        for task in tasks.into_iter().rev() {
             self.buffered += 1;
             self.buffered_bytes += task.payload().len();
             self.kinds[task.chunk.kind].queue.push_front(task);
         }
-        let late: Vec<u64> = self
-            .runs
-            .iter()
-            .filter(|(_, r)| {
-                limit_of(&self.kinds, r.task.chunk.kind).is_some_and(|t| now.saturating_duration_since(r.started) >= t)
-            })
-            .map(|(run, _)| *run)
-            .collect();
-        for run in late {
-            if let Some(ended) = self.runs.remove(&run) {
-                let kind = ended.task.chunk.kind;
-                self.ended(kind);
-                self.inbox.push_back(Message::Cancel(run, ended.task.clone()));
-                if let Some(timeout) = limit_of(&self.kinds, kind) {
-                    expired.push(Expired { task: ended.task, started: ended.started, timeout });
-                }
-            }
-        }
-        if !expired.is_empty() {
-            self.feed();
-        }
-        expired
-    }
-
-    /// Whether any type has a timeout.
-    pub fn has_timeouts(&self) -> bool {
-        self.kinds.iter().any(|k| k.kind.timeout.is_some())
-    }
-
-    /// The tasks whose handlers run, for the heartbeat.
-    pub fn running_holders(&self) -> Vec<Holder> {
-        let threads = self.slots.iter().filter_map(|s| s.inner.lock().current.as_ref().map(|c| c.task.holder()));
-        threads.chain(self.runs.values().map(|r| r.task.holder())).collect()
     }
 
     /// Handlers that run, and threads with a batch.
@@ -678,35 +405,6 @@ impl Sched {
     /// Claimed and not started.
     pub fn buffered(&self) -> usize {
         self.buffered
-    }
-
-    /// Takes out everything that has not started: at a stop to give it back, after a death because others have it now.
-    pub fn take_unstarted(&mut self) -> Vec<Task> {
-        let mut out: Vec<Task> = Vec::new();
-        for kind in &mut self.kinds {
-            out.extend(kind.queue.drain(..));
-        }
-        for slot in &self.slots {
-            out.extend(slot.inner.lock().local.drain(..));
-        }
-        let inbox = std::mem::take(&mut self.inbox);
-        for message in inbox {
-            match message {
-                Message::Start(_, task) => {
-                    self.ended(task.chunk.kind);
-                    out.push(task);
-                }
-                cancel @ Message::Cancel(..) => self.inbox.push_back(cancel),
-            }
-        }
-        self.buffered = 0;
-        self.buffered_bytes = 0;
-        out
-    }
-
-    /// Nothing starts any more.
-    pub fn stop(&mut self) {
-        self.stopping = true;
     }
 }
 
@@ -723,5 +421,4 @@ fn batch_size(mean_us: Option<f64>) -> usize {
 }
 
 #[cfg(test)]
-#[path = "sched_tests.rs"]
 mod tests;

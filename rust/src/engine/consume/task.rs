@@ -15,7 +15,7 @@ pub struct Chunk {
     pub kind: usize,
     /// The queue's name.
     pub queue: Arc<str>,
-    /// 0 ordinary, 1 front, 2 careful, 3 alone.
+    /// 0 ordinary, 1 front, 2 careful, 3 and 4 alone.
     pub track: i16,
     /// Runs charged before this one.
     pub attempts: i16,
@@ -69,6 +69,16 @@ impl Chunk {
         self.formats.push(format);
         self.payloads.extend_from_slice(payload);
         self.ends.push(u32::try_from(self.payloads.len()).unwrap_or(u32::MAX));
+    }
+
+    /// Lost once before: it starts before what others have waiting.
+    pub fn is_careful(&self) -> bool {
+        self.track >= 2
+    }
+
+    /// Lost again: it runs while nothing else does.
+    pub fn is_alone(&self) -> bool {
+        self.track >= 3
     }
 
     /// The ids it holds.

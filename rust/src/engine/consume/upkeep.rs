@@ -1,7 +1,10 @@
 //! Upkeep: the tick that takes or keeps the leader's lease, and what the leader does: declare deaths, rescue, promote, and (in `retain`)
 //! forget. Every statement asks for holder and term, so two leaders at once do no harm.
 
+mod rescue;
+
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,16 +14,19 @@ use crate::engine::consume::books::Books;
 use crate::engine::consume::control::seconds;
 use crate::engine::consume::counters::Counters;
 use crate::engine::consume::retain::Retention;
-use crate::engine::error::Result;
+use crate::engine::consume::trouble::Trouble;
+use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
 use crate::engine::sql;
 
+use rescue::Rescuer;
+
 /// A leader looks this often; others half as often.
 const TICK: Duration = Duration::from_millis(500);
-/// Claims in one rescue statement.
-const RESCUE: i64 = 50;
 /// Tasks in one promotion.
 const PROMOTE: i64 = 5_000;
+/// Culprits that are remembered, so that each is named once.
+const NAMED: usize = 1_000;
 /// A tick that took longer, or came later, breaks contact: what looked silent may have been us.
 const UNBROKEN: Duration = Duration::from_secs(2);
 /// The database's clock may run this much off ours between two ticks before contact is broken.
@@ -33,9 +39,16 @@ pub struct Upkeep<'a> {
     term: Option<i64>,
     /// Since when the database answered without a gap; `None`: not now.
     contact: Option<Contact>,
+    rescuer: Rescuer,
+    rescue_trouble: Trouble,
+    forgetting_trouble: Trouble,
     retention: Retention,
+    retention_trouble: Trouble,
     /// Tasks in the next promotion.
     promote: i64,
+    promotion_trouble: Trouble,
+    /// Tasks that could not be made ready and that were named.
+    postponed: HashSet<i64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +62,20 @@ impl<'a> Upkeep<'a> {
     /// Not the leader, not in contact.
     pub fn new(shared: &'a Shared, books: Rc<RefCell<Books>>) -> Self {
         let retention = Retention::new(shared.settings.completed_retention, shared.settings.failed_retention);
-        Self { shared, books, term: None, contact: None, retention, promote: PROMOTE }
+        Self {
+            shared,
+            books,
+            term: None,
+            contact: None,
+            rescuer: Rescuer::default(),
+            rescue_trouble: Trouble::new("leader"),
+            forgetting_trouble: Trouble::new("leader"),
+            retention,
+            retention_trouble: Trouble::new("leader"),
+            promote: PROMOTE,
+            promotion_trouble: Trouble::new("leader"),
+            postponed: HashSet::new(),
+        }
     }
 
     /// The database could not be reached: silence does not count from here on.
@@ -87,22 +113,23 @@ impl<'a> Upkeep<'a> {
             }
         }
         let Some(term) = term else { return Ok(TICK * 2) };
-        let (silent, orphaned, dead): (bool, bool, bool) = (row.get("silent"), row.get("orphaned"), row.get("dead"));
+        let (silent, orphaned, dead): (Vec<i64>, bool, bool) =
+            (row.get("silent"), row.get("orphaned"), row.get("dead"));
         let mut next = TICK;
-        if silent && self.is_in_contact() {
-            self.declare_dead(link, me, term).await?;
+        let silent = if self.is_in_contact() { silent } else { Vec::new() };
+        let rescued = self.rescuer.work(self.shared, link, (me, term), &silent, orphaned).await;
+        if self.or_later(rescued, |u| &mut u.rescue_trouble, "tasks of dead workers can't be rescued")? {
             next = Duration::ZERO;
-        } else if orphaned {
-            next = if self.rescue(link, me, term).await? { Duration::ZERO } else { TICK };
         } else if dead {
-            link.execute("forget_consumers", &[&me, &term]).await?;
-            Counters::add(&self.shared.counters.statements, 1);
+            let forgotten = Rescuer::forget(self.shared, link, (me, term)).await;
+            self.or_later(forgotten, |u| &mut u.forgetting_trouble, "dead workers can't be forgotten")?;
         }
         let open_leaf: Option<i16> = row.get("open_leaf");
         let due_in: Option<f64> = row.get("due_in");
         if let (Some(due_in), Some(leaf)) = (due_in, open_leaf) {
             if due_in <= 0.0 {
-                if self.promote(link, me, term, leaf).await? {
+                let promoted = self.promote(link, me, term, leaf).await;
+                if self.or_later(promoted, |u| &mut u.promotion_trouble, "due tasks can't be made ready")? {
                     next = Duration::ZERO;
                 }
             } else if due_in < seconds(next) {
@@ -110,19 +137,40 @@ impl<'a> Upkeep<'a> {
                 next = Duration::from_secs_f64(due_in) + Duration::from_millis(1);
             }
         }
-        if let Err(e) = self.retention.work(self.shared, link, me, term).await {
-            if e.is_lost() {
-                return Err(e);
+        match self.retention.work(self.shared, link, me, term).await {
+            // A whole round: the first steps of the next may work where the last ones will fail again.
+            Ok(true) => self.retention_trouble.end(self.shared, "old tasks can be forgotten again"),
+            Ok(false) => {}
+            Err(e) if e.is_lost() => return Err(e),
+            Err(e) => {
+                let message = format!("old tasks can't be forgotten, tried again in the next round: {e}");
+                self.retention_trouble.note(self.shared, message);
+                self.retention.postpone();
             }
-            // A right that is missing, say: rescue and promotion go on all the same.
-            self.shared.log(
-                Level::Warning,
-                "leader",
-                format!("old tasks can't be forgotten, tried again in the next round: {e}"),
-            );
-            self.retention.postpone();
         }
         Ok(next)
+    }
+
+    /// One duty's result. If it failed with the connection whole (a right is missing, say), it is tried again at its time, and the other
+    /// duties go on. True: there is more to do at once.
+    fn or_later(
+        &mut self,
+        done: Result<bool>,
+        trouble: impl FnOnce(&mut Self) -> &mut Trouble,
+        what: &str,
+    ) -> Result<bool> {
+        let shared = self.shared;
+        match done {
+            Ok(more) => {
+                trouble(self).end(shared, &format!("over: {what}"));
+                Ok(more)
+            }
+            Err(e) if e.is_lost() => Err(e),
+            Err(e) => {
+                trouble(self).note(shared, format!("{what}, and it is tried again: {e}"));
+                Ok(false)
+            }
+        }
     }
 
     fn note_contact(&mut self, sent: Instant, server_time: f64) {
@@ -141,47 +189,16 @@ impl<'a> Upkeep<'a> {
     }
 
     fn note_term(&mut self, term: Option<i64>) {
+        if self.term == term {
+            return;
+        }
         match (self.term, term) {
-            (None, Some(term)) => self.shared.log(Level::Info, "leader", format!("leads from here on (term {term})")),
             (Some(old), None) => self.shared.log(Level::Info, "leader", format!("leads no more (term {old})")),
-            _ => {}
+            (_, Some(term)) => self.shared.log(Level::Info, "leader", format!("leads from here on (term {term})")),
+            (None, None) => {}
         }
         self.term = term;
-    }
-
-    async fn declare_dead(&self, link: &Link, me: i64, term: i64) -> Result<()> {
-        let dead_after = seconds(self.shared.settings.dead_after);
-        let rows = link.query("declare_dead", &[&me, &term, &dead_after]).await?;
-        Counters::add(&self.shared.counters.statements, 1);
-        for row in rows {
-            let (host, pid, silent): (&str, i32, f64) = (row.get(1), row.get(2), row.get(3));
-            self.shared.log(
-                Level::Warning,
-                "leader",
-                format!("process {pid} on {host} is dead: silent for {silent:.1} s"),
-            );
-        }
-        Ok(())
-    }
-
-    /// Rescues one batch of claims; answers whether there was any.
-    async fn rescue(&self, link: &Link, me: i64, term: i64) -> Result<bool> {
-        let rows = link.query("rescue_claims", &[&me, &term, &RESCUE]).await?;
-        Counters::add(&self.shared.counters.statements, 1);
-        for row in &rows {
-            let (host, pid): (Option<&str>, Option<i32>) = (row.get(1), row.get(2));
-            let who = match (pid, host) {
-                (Some(pid), Some(host)) => format!("process {pid} on {host}"),
-                _ => "an unknown consumer".to_owned(),
-            };
-            let (claims, tasks, charged, failed): (i64, i64, i64, i64) =
-                (row.get(3), row.get(4), row.get(5), row.get(6));
-            let message = format!(
-                "rescued {tasks} tasks in {claims} claims of {who}: {charged} were running and are charged, {failed} of them have failed for good"
-            );
-            self.shared.log(Level::Warning, "leader", message);
-        }
-        Ok(!rows.is_empty())
+        self.rescuer.start_over(self.shared);
     }
 
     /// Promotes one batch; answers whether there may be more. A statement that fails for one of its members is tried with fewer, and
@@ -195,24 +212,11 @@ impl<'a> Upkeep<'a> {
                 return Ok(true);
             }
             Err(e) if e.is_data_fault() => {
-                let row = link.query_opt("postpone_task", &[&me, &term]).await?;
-                let id: Option<i64> = row.map(|r| r.get(0));
-                self.shared.log(
-                    Level::Error,
-                    "leader",
-                    format!("task {id:?} can't be made ready, and is put off for a minute: {e}"),
-                );
+                let Some(row) = link.query_opt("postpone_task", &[&me, &term]).await? else { return Ok(false) };
+                self.name_postponed(row.get(0), &e);
                 return Ok(true);
             }
-            Err(e) if e.is_lost() => return Err(e),
-            Err(e) => {
-                self.shared.log(
-                    Level::Warning,
-                    "leader",
-                    format!("due tasks can't be made ready, and it is tried again: {e}"),
-                );
-                return Ok(false);
-            }
+            Err(e) => return Err(e),
         };
         let Some(row) = row else { return Ok(false) };
         let (promoted, lanes): (i64, Vec<i32>) = (row.get(0), row.get(1));
@@ -222,6 +226,16 @@ impl<'a> Upkeep<'a> {
             self.notify(link, &lanes).await?;
         }
         Ok(more)
+    }
+
+    fn name_postponed(&mut self, id: i64, error: &Error) {
+        if self.postponed.len() >= NAMED {
+            self.postponed.clear();
+        }
+        // It comes again each minute.
+        let level = if self.postponed.insert(id) { Level::Error } else { Level::Debug };
+        let message = format!("task {id} can't be made ready, and is put off for a minute: {error}");
+        self.shared.log(level, "leader", message);
     }
 
     /// Wakes all consumers; ours at once.
@@ -236,6 +250,7 @@ impl<'a> Upkeep<'a> {
 
     /// Gives up the lease, so that another leads at once.
     pub async fn resign(&mut self, link: &Link) {
+        self.rescuer.start_over(self.shared);
         if let Some(term) = self.term.take() {
             let me = self.books.borrow().me();
             if let Err(e) = link.execute("resign_leader", &[&me, &term]).await {

@@ -20,11 +20,29 @@ fn chunk(kind: usize, track: i16, ids: std::ops::Range<i64>) -> Arc<Chunk> {
 
 fn drain(slot: &Slot) -> Vec<i64> {
     let mut ids = Vec::new();
-    while let Some(task) = slot.begin(Instant::now()) {
+    while let Next::Run(task) = slot.begin(Moment::now(), || true) {
         ids.push(task.id());
         assert!(slot.finish());
     }
     ids
+}
+
+/// Begins the next task of a batch; there is one.
+fn begin(slot: &Slot, now: Moment) -> Task {
+    match slot.begin(now, || true) {
+        Next::Run(task) => task,
+        next => panic!("{next:?}"),
+    }
+}
+
+/// Begins a run, which is there.
+fn begin_run(sched: &mut Sched, run: u64, now: Moment) {
+    assert!(matches!(sched.begin_run(run, now, || true), Begun::Run));
+}
+
+/// The runs that the loop is to start.
+fn starts(messages: &[Message]) -> Vec<u64> {
+    messages.iter().filter_map(|m| if let Message::Start(run, _) = m { Some(*run) } else { None }).collect()
 }
 
 /// Teaches `sched` that a task of `kind` takes `us`.
@@ -92,7 +110,7 @@ fn an_idle_thread_steals_what_another_has_not_started() {
     let one = sched.join_thread();
     assert!(sched.push(&chunk(0, 0, 0..10)));
     assert_eq!(sched.take(&one, None, true), Take::Batch(0));
-    let first = one.begin(Instant::now()).unwrap();
+    let first = begin(&one, Moment::now());
     let two = sched.join_thread();
     assert_eq!(sched.take(&two, None, true), Take::Batch(0));
     let stolen = drain(&two);
@@ -113,7 +131,7 @@ fn workers_and_concurrency_are_never_exceeded() {
     assert_eq!(sched.take(&one, None, true), Take::Batch(0));
     assert_eq!(sched.take(&two, None, true), Take::Empty, "its one worker is busy");
     assert!(sched.push(&chunk(1, 0, 10..15)));
-    let started = sched.receive(10, Instant::now(), true);
+    let started = sched.receive(10, true);
     assert_eq!(started.len(), 1, "two run in all");
     assert_eq!(sched.running(), 2);
 }
@@ -125,9 +143,9 @@ fn nothing_starts_that_may_be_anothers_by_now() {
     assert!(sched.push(&chunk(0, 0, 0..5)));
     assert!(sched.push(&chunk(1, 0, 10..12)));
     assert_eq!(sched.take(&one, None, false), Take::Empty);
-    assert!(sched.receive(10, Instant::now(), false).is_empty());
+    assert!(sched.receive(10, false).is_empty());
     assert!(sched.disarm(), "the loop is woken again once contact is back");
-    assert_eq!(sched.receive(10, Instant::now(), true).len(), 2);
+    assert_eq!(sched.receive(10, true).len(), 2);
 }
 
 #[test]
@@ -175,18 +193,18 @@ fn an_attempt_that_ran_out_of_time_frees_its_place_and_its_result_does_not_count
     let one = sched.join_thread();
     assert!(sched.push(&chunk(0, 0, 0..2)));
     assert!(sched.push(&chunk(1, 0, 10..11)));
-    let begun = Instant::now();
+    let begun = Moment::now();
     assert_eq!(sched.take(&one, None, true), Take::Batch(0));
-    assert!(one.begin(begun).is_some());
-    let runs = sched.receive(10, begun, true);
-    let Message::Start(run, _) = runs[0] else { panic!("{runs:?}") };
+    begin(&one, begun);
+    let [run] = starts(&sched.receive(10, true))[..] else { panic!("one async task") };
+    begin_run(&mut sched, run, begun);
     assert!(sched.expire(begun).is_empty());
     let expired: Vec<i64> = sched.expire(begun + Duration::from_millis(11)).iter().map(|e| e.task.id()).collect();
     assert_eq!(expired, [0, 10]);
     assert_eq!(sched.running(), 0);
     assert!(!one.finish(), "the late result of the thread");
     assert!(sched.finish_run(run, begun).is_none(), "the late result of the coroutine");
-    assert!(matches!(sched.receive(10, begun, true)[..], [Message::Cancel(r, _)] if r == run));
+    assert!(matches!(sched.receive(10, true)[..], [Message::Cancel(r, _)] if r == run));
     assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Leave);
     let two = sched.join_thread();
     assert_eq!(sched.take(&two, None, true), Take::Batch(0), "the next one finds the place free");
@@ -200,7 +218,7 @@ fn at_a_stop_all_that_has_not_started_is_handed_out_once() {
     assert!(sched.push(&chunk(0, 0, 0..50)));
     assert!(sched.push(&chunk(1, 0, 100..105)));
     assert_eq!(sched.take(&one, None, true), Take::Batch(0));
-    let first = one.begin(Instant::now()).unwrap().id();
+    let first = begin(&one, Moment::now()).id();
     sched.stop();
     let mut ids: Vec<i64> = sched.take_unstarted().iter().map(Task::id).collect();
     ids.push(first);
@@ -229,14 +247,15 @@ fn share(first_async: bool, second_async: bool, concurrency: usize) -> [usize; 2
             }
             sched.feed();
         }
-        for message in sched.receive(100, Instant::now(), true) {
+        for message in sched.receive(100, true) {
             if let Message::Start(run, task) = message {
                 started[task.chunk.kind] += 1;
+                begin_run(&mut sched, run, Moment::now());
                 runs.push(run);
             }
         }
         if !runs.is_empty() {
-            assert!(sched.finish_run(runs.remove(0), Instant::now()).is_some());
+            assert!(sched.finish_run(runs.remove(0), Moment::now()).is_some());
         }
     }
     started
@@ -306,4 +325,43 @@ fn careful_tasks_of_a_type_at_its_own_cap_get_its_next_slot_and_no_others() {
     drain(&slots[0]);
     assert_eq!(sched.take(&slots[0], ended(0), true), Take::Empty);
     assert_eq!(sched.reserve(0, 100), 1);
+}
+
+#[test]
+fn each_start_of_a_batch_asks_for_itself_and_the_rest_is_handed_back() {
+    let mut sched = sched(vec![kind("a", false, 4, None), kind("b", true, 4, None)], 8);
+    teach(&mut sched, 0, 10);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..20)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(begin(&one, Moment::now()).id(), 0);
+    assert!(one.finish());
+    // It stood still here, past the deadline.
+    let Next::Late(late) = one.begin(Moment::now(), || false) else { panic!("it starts something") };
+    assert_eq!(late.iter().map(Task::id).collect::<Vec<_>>(), (1..20).collect::<Vec<_>>());
+    assert!(matches!(one.begin(Moment::now(), || true), Next::Done));
+
+    assert!(sched.push(&chunk(1, 0, 100..104)));
+    let runs = starts(&sched.receive(256, true));
+    assert_eq!(runs.len(), 4);
+    begin_run(&mut sched, runs[0], Moment::now());
+    let Begun::Late(late) = sched.begin_run(runs[1], Moment::now(), || false) else { panic!("it starts something") };
+    assert_eq!(late.id(), 101);
+    assert_eq!(sched.running(), 1 + 3, "a batch that is not ended, the run, and those that are fetched");
+    assert!(sched.finish_run(runs[1], Moment::now()).is_none());
+}
+
+#[test]
+fn what_the_loop_fetched_and_did_not_come_to_is_not_running_and_is_taken_away_by_a_death() {
+    let mut sched = sched(vec![kind("b", true, 4, None)], 4);
+    assert!(sched.push(&chunk(0, 0, 0..3)));
+    let runs = starts(&sched.receive(256, true));
+    begin_run(&mut sched, runs[0], Moment::now());
+    assert_eq!(sched.running_holders().iter().map(|h| h.id).collect::<Vec<_>>(), [0]);
+    let mut taken: Vec<i64> = sched.take_unstarted().iter().map(Task::id).collect();
+    taken.sort_unstable();
+    assert_eq!(taken, [1, 2]);
+    // A new registration makes starts possible again; these are others' by now.
+    assert!(matches!(sched.begin_run(runs[1], Moment::now(), || true), Begun::Gone));
+    assert_eq!(sched.running(), 1);
 }

@@ -1,0 +1,116 @@
+//! A handler thread's place: what it runs, and what it took and has not started.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::engine::consume::moment::Moment;
+use crate::engine::consume::sched::Expired;
+use crate::engine::consume::task::{Holder, Task};
+
+/// See the module. What is not started an idle thread may steal, and a stop or a death takes it away.
+#[derive(Debug, Default)]
+pub struct Slot {
+    inner: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    local: VecDeque<Task>,
+    current: Option<Current>,
+    written_off: bool,
+}
+
+#[derive(Debug)]
+struct Current {
+    task: Task,
+    started: Moment,
+}
+
+/// What a thread does next with its batch.
+#[derive(Debug)]
+pub enum Next {
+    /// This task counts as running: call its handler.
+    Run(Task),
+    /// Nothing may start here now, these among it: give them back.
+    Late(Vec<Task>),
+    /// The batch is done, or the thread was written off.
+    Done,
+}
+
+impl Slot {
+    /// The next task of this thread's batch. `may_start` is asked under the lock under which a death takes away what has not started:
+    /// after it a new registration makes starts possible again, and nothing that was lost may be here then.
+    ///
+    /// `now` is the end of the task before. A machine or process that stands still after it was read, and before the handler's first
+    /// line, starts one task late: no check can be one with the start. That run's result is refused.
+    pub fn begin(&self, now: Moment, may_start: impl FnOnce() -> bool) -> Next {
+        let mut slot = self.inner.lock();
+        if slot.written_off || slot.local.is_empty() {
+            return Next::Done;
+        }
+        if !may_start() {
+            return Next::Late(slot.local.drain(..).collect());
+        }
+        let Some(task) = slot.local.pop_front() else { return Next::Done };
+        slot.current = Some(Current { task: task.clone(), started: now });
+        Next::Run(task)
+    }
+
+    /// The current task's handler has ended. False: its attempt ended before (timed out), so its result must not count.
+    pub fn finish(&self) -> bool {
+        let mut slot = self.inner.lock();
+        slot.current.take().is_some() && !slot.written_off
+    }
+
+    /// Whether the thread was replaced and should leave.
+    pub fn is_written_off(&self) -> bool {
+        self.inner.lock().written_off
+    }
+
+    pub(super) fn give(&self, tasks: impl IntoIterator<Item = Task>) {
+        self.inner.lock().local.extend(tasks);
+    }
+
+    /// The type of what is here and not started.
+    pub(super) fn kind(&self) -> Option<usize> {
+        self.inner.lock().local.front().map(|t| t.chunk.kind)
+    }
+
+    /// Half of what is here and not started, the later one.
+    pub(super) fn steal(&self) -> VecDeque<Task> {
+        let mut slot = self.inner.lock();
+        let keep = slot.local.len() / 2;
+        slot.local.split_off(keep)
+    }
+
+    /// All that is here and not started.
+    pub(super) fn drain(&self) -> Vec<Task> {
+        self.inner.lock().local.drain(..).collect()
+    }
+
+    pub(super) fn has_unstarted(&self) -> bool {
+        !self.inner.lock().local.is_empty()
+    }
+
+    /// What runs here.
+    pub(super) fn running(&self) -> Option<Holder> {
+        self.inner.lock().current.as_ref().map(|c| c.task.holder())
+    }
+
+    /// Writes the thread off if its task has run for longer than `limit` (by type) allows: the attempt that ended, and what it had not
+    /// started.
+    pub(super) fn expire(
+        &self,
+        now: Moment,
+        limit: impl FnOnce(usize) -> Option<Duration>,
+    ) -> Option<(Expired, Vec<Task>)> {
+        let mut slot = self.inner.lock();
+        let timeout = limit(slot.current.as_ref()?.task.chunk.kind)?;
+        let current = slot.current.take_if(|c| now.since(c.started) >= timeout)?;
+        slot.written_off = true;
+        let expired = Expired { task: current.task, started: current.started, timeout };
+        Some((expired, slot.local.drain(..).collect()))
+    }
+}

@@ -1,0 +1,54 @@
+//! Troubles that last: said once when they begin and once when they are over, whatever is tried in between.
+
+use std::fmt::Display;
+
+use crate::engine::consume::Shared;
+use crate::engine::logs::Level;
+
+/// One trouble of one part of the engine.
+#[derive(Debug)]
+pub struct Trouble {
+    part: &'static str,
+    is_on: bool,
+}
+
+impl Trouble {
+    /// None, so far.
+    pub fn new(part: &'static str) -> Self {
+        Self { part, is_on: false }
+    }
+
+    /// It was met (again). Each further time is for who looks at debug messages.
+    pub fn note(&mut self, shared: &Shared, message: impl Display) {
+        let level = if self.is_on { Level::Debug } else { Level::Warning };
+        self.is_on = true;
+        shared.log(level, self.part, message.to_string());
+    }
+
+    /// What failed has worked.
+    pub fn end(&mut self, shared: &Shared, message: &str) {
+        if std::mem::take(&mut self.is_on) {
+            shared.log(Level::Info, self.part, message);
+        }
+    }
+}
+
+/// Names of tasks or consumers for a message: the first few, and how many more.
+pub fn some_of(ids: &[i64]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = ids.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = if ids.len() > SHOWN { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_named() {
+        assert_eq!(some_of(&[7]), "7");
+        assert_eq!(some_of(&[1, 2, 3, 4, 5]), "1, 2, 3, 4, 5");
+        assert_eq!(some_of(&[1, 2, 3, 4, 5, 6]), "1, 2, 3, 4, 5, …");
+    }
+}

@@ -1,0 +1,96 @@
+"""Tasks that were lost before: who is charged beside a killer, and claims of them that fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.lab import Lab, Runs
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def lab(dsn: str, migrated: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Lab]:
+    with Lab(dsn, migrated, db, tmp_path) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_rule_2_beside_a_killer_on_track_2_nobody_is_charged_without_a_start(lab: Lab, max_attempts: int) -> None:
+    """It ends the process before its neighbours, claimed with it, have begun."""
+    [killer, *innocents] = lab.enqueue({"kill": "signal"}, *(None for _ in range(15)), max_attempts=max_attempts)
+    lab.db.execute("UPDATE ready SET track = 2")
+    unstarted: set[int] = set()
+    workers = 0
+    while lab.value("SELECT count(*) FROM tasks WHERE state IN ('completed', 'failed')") < 16:
+        workers += 1
+        assert workers <= max_attempts + 3
+        worker = lab.worker(concurrency=16)
+        wait_until(
+            lambda worker=worker: (
+                worker.is_dead  # type: ignore[misc]
+                or lab.value("SELECT count(*) FROM tasks WHERE state IN ('completed', 'failed')") == 16
+            ),
+            timeout=20,
+            message="the end of the worker, or of all tasks",
+        )
+        if worker.is_dead and not unstarted:
+            [me] = lab.ids_of(worker.pid)
+            unstarted = lab.claimed(me) - set(lab.journal.started())
+    # Else nothing was shown.
+    assert unstarted
+    starts = lab.journal.started()
+    assert starts.count(killer) <= max_attempts + 1
+    assert lab.all("SELECT id, attempts FROM dead") == [(killer, max_attempts)]
+    assert lab.losses() == {killer: max_attempts}
+    assert lab.completions() == dict.fromkeys(innocents, 1)
+
+
+def test_a_claim_of_what_runs_alone_that_fails_is_told_and_holds_nothing_up(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    [alone] = lab.enqueue(None)
+    lab.db.execute("UPDATE ready SET track = 3")
+    lab.refuse("claim", "NEW.track = {0}", 3)
+    runs = Runs()
+    lab.consumer(runs)
+    told = "can't claim tasks that were lost before, and keeps trying: no such row here"
+    wait_until(lambda: told in caplog.text)
+    for _ in range(5):
+        count = len(runs.ids)
+        lab.enqueue(count=10)
+        wait_until(lambda count=count: len(runs.ids) == count + 10)  # type: ignore[misc]
+    assert caplog.text.count(told) == 1
+    lab.db.execute("DROP TRIGGER refuse ON claim")
+    lab.wait_for(completed=51)
+    assert runs.ids[-1] == alone
+
+
+def test_claims_that_fail_for_long_are_told_once_and_once_again_when_they_work(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = lab.links()
+    lab.enqueue(None)
+    lab.refuse("claim", "NEW.no > {0}", 0)
+    runs = Runs()
+    with caplog.at_level(logging.DEBUG, logger="fastq"):
+        consumer = lab.consumer(runs, dsn=links.dsn)
+        # The first is told; those after it, further and further apart, only to who debugs.
+        wait_until(lambda: caplog.text.count("can't claim, and keeps trying") >= 5, timeout=20)
+        lab.db.execute("DROP TRIGGER refuse ON claim")
+        wait_until(lambda: "claims again" in caplog.text, timeout=20)
+        # An outage: a line of each part when it begins, and one when it is over.
+        caplog.clear()
+        links.refuse()
+        wait_until(lambda: caplog.text.count("heartbeat and upkeep fail") >= 4, timeout=20)
+        links.accept()
+        wait_until(lambda: "claims again" in caplog.text and "is connected again" in caplog.text, timeout=20)
+        consumer.stop()
+    told = [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG]
+    for what in ("can't claim", "claims again", "heartbeat and upkeep fail", "is connected again"):
+        assert sum(what in message for message in told) == 1, what
+    assert b"migration" not in links.requests["claim"], "the schema is looked at once, by the connection that controls"
