@@ -100,7 +100,7 @@ def check(db: Database, kind: Kind) -> None:
     role, lacking = _lacking(db, kind)
     if lacking is not None:
         raise DatabaseError(
-            f"role {role!r} may not {KINDS[kind]} in schema {db.schema!r}: it lacks {lacking}. "
+            f"permission denied: role {role!r} may not {KINDS[kind]} in schema {db.schema!r}: it lacks {lacking}. "
             f"The schema's owner can grant what `fastq migrate --grants --{kind} {role}` prints (SQLSTATE {MISSING})",
             sqlstate=MISSING,
         )

@@ -273,10 +273,11 @@ def pages(session: Session, text: str, *values: str) -> int:
     """How many pages a statement reads, planned as the engine's are. What it changes is rolled back."""
     session.sql(f"PREPARE measured AS {text}")
     read = 0
+    arguments = f" ({', '.join(values)})" if values else ""
     # The first run fills caches of the session's own.
     for _ in range(2):
         session.begin()
-        [[[plan]]] = session.sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE measured ({', '.join(values)})")
+        [[[plan]]] = session.sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE measured{arguments}")
         session.rollback()
         read = plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
     session.sql("DEALLOCATE measured")
@@ -376,6 +377,23 @@ def test_each_step_of_retention_reads_as_much_as_it_does(big: Session) -> None:
     assert pages(big, TEXTS["purge_errors"], "7", "1", "0", "0", "100") < 20
     assert pages(big, TEXTS["carry_delayed"], "7", "1", "0", "100") < 100 * 40
     assert pages(big, TEXTS["open_leaf"], "7", "1", "0") < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("doctor_consumers", []),
+        ("doctor_leader", []),
+        ("doctor_leaves", []),
+        ("doctor_claims", ["15"]),
+        ("doctor_long", ["600", "20", "1000"]),
+        ("doctor_failures", ["3600", "10000"]),
+        ("doctor_waiting", ["15", "1000"]),
+    ],
+)
+def test_the_doctor_reads_no_big_table(big: Session, name: str, values: list[str]) -> None:
+    # The claims are read whole; there are a thousand of them. Of what waits and what completed, the ends of indexes.
+    assert pages(big, TEXTS[name], *values) < 2500
 
 
 def test_counting_reads_no_tasks(measured: Measured, big: Session) -> None:

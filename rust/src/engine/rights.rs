@@ -75,7 +75,7 @@ pub async fn check(link: &Link, role: &str) -> Result<()> {
     };
     let what = if role == "producer" { "enqueue" } else { "work" };
     let message = format!(
-        "role {name:?} may not {what} in schema {schema:?}: it lacks {lacking}. The schema's owner can grant what \
+        "permission denied: role {name:?} may not {what} in schema {schema:?}: it lacks {lacking}. The schema's owner can grant what \
          `fastq migrate --grants --{role} {name}` prints [{MISSING}]"
     );
     Err(Error::new(Kind::Database { sqlstate: MISSING.to_owned(), transient: false }, message))
