@@ -45,12 +45,14 @@ pub struct Error {
     pub index: Option<u64>,
     /// How many tasks of an `enqueue_many` with `commit_every` are in.
     pub committed: Option<u64>,
+    /// With what SQLSTATE the server ended the connection, or denied one.
+    pub closing: Option<String>,
 }
 
 impl Error {
     /// An error of this kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), index: None, committed: None }
+        Self { kind, message: message.into(), index: None, committed: None, closing: None }
     }
 
     /// A wrong setting.
@@ -78,6 +80,19 @@ impl Error {
     /// Whether the server refused the statement for what is in it, not for the state it is in: a smaller statement may pass.
     pub fn is_data_fault(&self) -> bool {
         matches!(self.sqlstate().map(|s| &s[..s.len().min(2)]), Some("21" | "22" | "23" | "P0" | "54"))
+    }
+
+    /// What kind of trouble it is, for whoever says each kind once: a refusal by its SQLSTATE; all ways in which a server can be away
+    /// are one.
+    pub fn trouble(&self) -> &str {
+        match &self.kind {
+            Kind::Database { sqlstate, .. } if !sqlstate.is_empty() => sqlstate,
+            Kind::ConnectionLost { .. } => match self.closing.as_deref() {
+                Some("57P01" | "57P02" | "57P03") | None => "",
+                Some(code) => code,
+            },
+            _ => &self.message,
+        }
     }
 
     /// The server's SQLSTATE, where it answered.
@@ -117,7 +132,7 @@ impl From<tokio_postgres::Error> for Error {
             if ends_connection(db) {
                 let message =
                     format!("PostgreSQL ended the connection: {} [{}]{detail}", db.message(), db.code().code());
-                return Self::lost(message);
+                return Self { closing: Some(db.code().code().to_owned()), ..Self::lost(message) };
             }
             let kind = Kind::Database { sqlstate: db.code().code().to_owned(), transient: is_transient(db.code()) };
             return Self::new(kind, format!("{} [{}]{detail}", db.message(), db.code().code()));

@@ -1,12 +1,18 @@
 //! Log records on their way to Python's `logging`: a bounded ring, so that the I/O thread waits for nobody.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::engine::error::Error;
+
 /// Records kept until Python fetches them; more drop the oldest, and say how many.
 const CAPACITY: usize = 1_000;
+/// A trouble that comes back within this time was said enough.
+const QUIET: Duration = Duration::from_secs(10);
+/// Kinds of trouble that are remembered.
+const KINDS: usize = 8;
 
 /// Levels as in Python's `logging`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,5 +95,77 @@ impl Outbox {
             ring.dropped = 0;
         }
         (records, std::mem::take(&mut ring.threads), ring.ended)
+    }
+}
+
+/// What was said of a trouble, so that each kind of it is said once for as long as it lasts, however often it is met.
+#[derive(Debug, Default)]
+pub struct Said(Vec<Kind>);
+
+#[derive(Debug)]
+struct Kind {
+    name: String,
+    at: Instant,
+    lasts: bool,
+}
+
+impl Said {
+    /// Whether this error is to be logged: its kind was not yet, in this trouble or a moment ago.
+    pub fn is_news(&mut self, e: &Error) -> bool {
+        let now = Instant::now();
+        if let Some(kind) = self.0.iter_mut().find(|kind| kind.name == e.trouble()) {
+            if kind.lasts || now.saturating_duration_since(kind.at) < QUIET {
+                return false;
+            }
+            (kind.at, kind.lasts) = (now, true);
+            return true;
+        }
+        if self.0.len() == KINDS {
+            self.0.remove(0);
+        }
+        self.0.push(Kind { name: e.trouble().to_owned(), at: now, lasts: true });
+        true
+    }
+
+    /// It works again; whether that is to be logged, since the trouble was.
+    pub fn end(&mut self) -> bool {
+        let was_said = self.0.iter().any(|kind| kind.lasts);
+        self.0.iter_mut().for_each(|kind| kind.lasts = false);
+        was_said
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::error::Kind as ErrorKind;
+
+    fn refusal(code: &str) -> Error {
+        Error::new(ErrorKind::Database { sqlstate: code.to_owned(), transient: true }, "no")
+    }
+
+    #[test]
+    fn each_kind_of_trouble_is_said_once() {
+        let mut said = Said::default();
+        assert!(said.is_news(&Error::lost("refused")));
+        assert!(!said.is_news(&Error::lost("ended")));
+        assert!(said.is_news(&refusal("53100")));
+        assert!(!said.is_news(&refusal("53100")));
+        assert!(said.end());
+        // It comes and goes: said enough.
+        assert!(!said.is_news(&refusal("53100")));
+        assert!(!said.end());
+        said.0.iter_mut().for_each(|kind| kind.at -= QUIET);
+        assert!(said.is_news(&refusal("53100")));
+        assert!(said.end());
+    }
+
+    #[test]
+    fn kinds_are_forgotten_before_they_fill_the_memory() {
+        let mut said = Said::default();
+        for n in 0..100 {
+            assert!(said.is_news(&refusal(&n.to_string())));
+        }
+        assert_eq!(said.0.len(), KINDS);
     }
 }

@@ -154,7 +154,7 @@ impl<'a> Claimer<'a> {
                 // It only waited, which says nothing of the database.
                 Ok(false) => {}
                 Err(e) => {
-                    trouble.note(shared, format!("can't claim, and keeps trying: {e}"));
+                    trouble.note(shared, &e, format!("can't claim, and keeps trying: {e}"));
                     self.books.borrow_mut().claiming_after = None;
                     if e.is_lost() {
                         self.link = None;
@@ -208,7 +208,7 @@ impl<'a> Claimer<'a> {
             Err(e) => {
                 self.books.borrow_mut().claiming_after = None;
                 let message = format!("can't claim tasks that were lost before, and keeps trying: {e}");
-                self.careful_trouble.note(self.shared, message);
+                self.careful_trouble.note(self.shared, &e, message);
                 false
             }
         };

@@ -257,7 +257,7 @@ impl<'a> Completer<'a> {
                 }
                 Err(e) => {
                     let count = self.shared.outcomes.unflushed();
-                    self.trouble.note(self.shared, format!("can't store {count} results, and keeps trying: {e}"));
+                    self.trouble.note(self.shared, &e, format!("can't store {count} results, and keeps trying: {e}"));
                     if let (Some((_, flush)), true) = (self.todo.last_mut(), self.link.is_some()) {
                         flush.in_doubt = true;
                     }
@@ -435,7 +435,7 @@ impl<'a> Completer<'a> {
                     if e.is_lost() {
                         self.link = None;
                     }
-                    self.trouble.note(self.shared, format!("can't tell which results were stored before: {e}"));
+                    self.trouble.note(self.shared, &e, format!("can't tell which results were stored before: {e}"));
                     sleep(backoff.delay()).await;
                 }
             }

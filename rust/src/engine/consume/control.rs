@@ -112,7 +112,7 @@ impl<'a> Control<'a> {
                     trouble.end(self.shared, "is connected again");
                 }
                 Err(e) => {
-                    trouble.note(self.shared, format!("heartbeat and upkeep fail, and keep trying: {e}"));
+                    trouble.note(self.shared, &e, format!("heartbeat and upkeep fail, and keep trying: {e}"));
                     if e.is_lost() {
                         self.upkeep.lose_contact();
                         self.link = None;
@@ -158,7 +158,7 @@ impl<'a> Control<'a> {
                 Err(e) if e.is_lost() => return Err(e),
                 // A right that is missing, say: heartbeats go on all the same.
                 Err(e) => {
-                    self.upkeep_trouble.note(self.shared, format!("upkeep fails, and is tried again: {e}"));
+                    self.upkeep_trouble.note(self.shared, &e, format!("upkeep fails, and is tried again: {e}"));
                     self.tick_at = now + self.upkeep_backoff.delay();
                 }
             }
@@ -230,7 +230,7 @@ impl<'a> Control<'a> {
         match self.take_back(me, epoch, &orphans).await {
             Err(e) if !e.is_lost() => {
                 let message = format!("{} claims whose answers were lost can't be read: {e}", orphans.len());
-                self.lost_claims_trouble.note(self.shared, message);
+                self.lost_claims_trouble.note(self.shared, &e, message);
                 Ok(())
             }
             taken => taken,

@@ -1,33 +1,33 @@
-//! Troubles that last: said once when they begin and once when they are over, whatever is tried in between.
+//! Troubles that last: each kind said once when it begins, and once that all are over, whatever is tried in between.
 
 use std::fmt::Display;
 
 use crate::engine::consume::Shared;
-use crate::engine::logs::Level;
+use crate::engine::error::Error;
+use crate::engine::logs::{Level, Said};
 
 /// One trouble of one part of the engine.
 #[derive(Debug)]
 pub struct Trouble {
     part: &'static str,
-    is_on: bool,
+    said: Said,
 }
 
 impl Trouble {
     /// None, so far.
     pub fn new(part: &'static str) -> Self {
-        Self { part, is_on: false }
+        Self { part, said: Said::default() }
     }
 
     /// It was met (again). Each further time is for who looks at debug messages.
-    pub fn note(&mut self, shared: &Shared, message: impl Display) {
-        let level = if self.is_on { Level::Debug } else { Level::Warning };
-        self.is_on = true;
+    pub fn note(&mut self, shared: &Shared, e: &Error, message: impl Display) {
+        let level = if self.said.is_news(e) { Level::Warning } else { Level::Debug };
         shared.log(level, self.part, message.to_string());
     }
 
     /// What failed has worked.
     pub fn end(&mut self, shared: &Shared, message: &str) {
-        if std::mem::take(&mut self.is_on) {
+        if self.said.end() {
             shared.log(Level::Info, self.part, message);
         }
     }

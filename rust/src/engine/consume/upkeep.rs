@@ -144,7 +144,7 @@ impl<'a> Upkeep<'a> {
             Err(e) if e.is_lost() => return Err(e),
             Err(e) => {
                 let message = format!("old tasks can't be forgotten, tried again in the next round: {e}");
-                self.retention_trouble.note(self.shared, message);
+                self.retention_trouble.note(self.shared, &e, message);
                 self.retention.postpone();
             }
         }
@@ -167,7 +167,7 @@ impl<'a> Upkeep<'a> {
             }
             Err(e) if e.is_lost() => Err(e),
             Err(e) => {
-                trouble(self).note(shared, format!("{what}, and it is tried again: {e}"));
+                trouble(self).note(shared, &e, format!("{what}, and it is tried again: {e}"));
                 Ok(false)
             }
         }

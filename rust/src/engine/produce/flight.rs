@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::engine::connect::Link;
+use crate::engine::connect::{Backoff, Link};
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::copy::{ChunkColumns, Chunker};
 use crate::engine::produce::ids::RunIter;
@@ -67,6 +67,7 @@ pub(super) async fn send(shared: &Arc<Shared>, tasks: &[&NewTask], manner: &Mann
         plan.number(shared, manner.deadline).await?;
         if plan.send_numbered(shared, manner).await? {
             Stats::add(&shared.stats.enqueued, plan.is_new().filter(|&new| new).count());
+            shared.recover();
             return Ok(plan.answers());
         }
         // Somebody else's tasks have these ids: the sequence went back, and so would the rest of the block.
@@ -106,6 +107,7 @@ impl<'a> Plan<'a> {
     async fn send_numbered(&mut self, shared: &Arc<Shared>, manner: &Manner<'_>) -> Result<bool> {
         // Once an answer was lost, it must first be found out what became of it, for as long as that may take.
         let mut doubt: Option<Instant> = None;
+        let mut backoff = Backoff::default();
         for _ in 0..TRIES {
             let link =
                 manner.line.get(shared, doubt.unwrap_or(manner.deadline)).await.map_err(|e| in_doubt(e, doubt))?;
@@ -119,6 +121,7 @@ impl<'a> Plan<'a> {
                     manner.line.forget(shared, &link, &error).await;
                     let limit = shared.settings.statement_timeout.max(shared.settings.connect_timeout);
                     doubt.get_or_insert_with(|| Instant::now() + limit);
+                    sleep(backoff.delay()).await;
                 }
                 Some("23505") if doubt.is_none() => return Ok(false),
                 // The first try was still under way, and came through or has it all locked.

@@ -12,7 +12,7 @@ use tokio_postgres::Row;
 
 use crate::engine::connect::{Backoff, Link, Target};
 use crate::engine::error::{Error, Result};
-use crate::engine::logs::{Level, Outbox};
+use crate::engine::logs::{Level, Outbox, Said};
 use crate::engine::produce::ids::{BLOCK, Run, Stock};
 use crate::engine::produce::notify::Notifier;
 use crate::engine::produce::task::LaneKey;
@@ -75,11 +75,11 @@ impl Stats {
 }
 
 /// A connection is gone, and its place empty.
-fn note_loss(shared: &Shared, why: &str) {
+fn note_loss(shared: &Shared, why: &Error) {
     Stats::add(&shared.stats.reconnects, 1);
     // The server may have crashed and gone back: its sequence too.
     shared.supply.state.lock().stock.clear();
-    shared.outbox.log(Level::Warning, PART, format!("lost a connection: {why}"));
+    shared.complain("lost a connection", why);
 }
 
 /// One connection's place: made on demand, made again when it was lost.
@@ -92,7 +92,7 @@ impl Line {
         let mut link = self.0.lock().await;
         match &*link {
             Some(link) if !link.is_closed() => return Ok(Arc::clone(link)),
-            Some(_) => note_loss(shared, "it was closed while nothing was under way"),
+            Some(_) => note_loss(shared, &Error::lost("it was closed while nothing was under way")),
             None => {}
         }
         *link = None;
@@ -111,7 +111,7 @@ impl Line {
         let mut link = self.0.lock().await;
         if link.as_ref().is_some_and(|link| Arc::ptr_eq(link, gone)) {
             *link = None;
-            note_loss(shared, &why.message);
+            note_loss(shared, why);
         }
     }
 }
@@ -146,6 +146,7 @@ pub(super) struct Shared {
     pub(super) notifier: Notifier,
     supply: Supply,
     lanes: Mutex<HashMap<Arc<LaneKey>, i32>>,
+    said: Mutex<Said>,
 }
 
 impl Shared {
@@ -160,6 +161,21 @@ impl Shared {
             notifier: Notifier::default(),
             supply: Supply::default(),
             lanes: Mutex::default(),
+            said: Mutex::default(),
+        }
+    }
+
+    /// Logs what went wrong, unless it was said already.
+    pub(super) fn complain(&self, what: &str, why: &Error) {
+        if self.said.lock().is_news(why) {
+            self.outbox.log(Level::Warning, PART, format!("{what}: {why}"));
+        }
+    }
+
+    /// Something was written: what went wrong is over.
+    pub(super) fn recover(&self) {
+        if self.said.lock().end() {
+            self.outbox.log(Level::Info, PART, "enqueues again");
         }
     }
 
@@ -195,15 +211,19 @@ impl Shared {
 
     /// Runs a named statement that may be repeated on the direct connection, again after a reconnect until `deadline`.
     async fn ask(&self, deadline: Instant, name: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        let mut backoff = Backoff::default();
         loop {
             let link = self.direct.get(self, deadline).await?;
             Stats::add(&self.stats.statements, 1);
             match link.query(name, params).await {
                 Err(e) if e.is_lost() => {
                     self.direct.forget(self, &link, &e).await;
-                    if Instant::now() >= deadline {
+                    // One that lets us in and then refuses, as while it recovers, would be asked without end.
+                    let delay = backoff.delay();
+                    if Instant::now() + delay >= deadline {
                         return Err(e);
                     }
+                    sleep(delay).await;
                 }
                 answer => return answer,
             }

@@ -2,12 +2,12 @@
 //! `commit_every` tasks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::engine::connect::Link;
+use crate::engine::connect::{Backoff, Link};
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::logs::Level;
 use crate::engine::produce::batch;
@@ -54,6 +54,9 @@ struct Tx {
     witness: Option<Witness>,
     lanes: Vec<i32>,
     tries: usize,
+    /// Since when connections have been lost, one after the other.
+    lost_at: Option<Instant>,
+    backoff: Backoff,
 }
 
 /// A connection to stream on: the producer's, or one that ends with the transaction.
@@ -111,6 +114,7 @@ impl Stream {
             announce(&self.shared, self.tx.lanes.iter().copied());
             Stats::add(&self.shared.stats.commits, 1);
             Stats::add(&self.shared.stats.enqueued, self.tx.fresh);
+            self.shared.recover();
             self.tx = Tx { base: self.ids.len(), ..Tx::default() };
         } else {
             match self.tx.kept.make_room().await {
@@ -171,7 +175,7 @@ impl Stream {
         if error.is_lost() {
             if let Some(mut seat) = tx.seat.take() {
                 Stats::add(&self.shared.stats.reconnects, 1);
-                self.shared.outbox.log(Level::Warning, PART, format!("lost a stream's connection: {error}"));
+                self.shared.complain("lost a stream's connection", &error);
                 if let Some(kept) = &mut seat.kept {
                     **kept = None;
                 }
@@ -190,14 +194,19 @@ impl Stream {
         } else if let Some(seat) = &tx.seat {
             seat.link.batch("ROLLBACK").await?;
         }
+        let limit = self.shared.settings.statement_timeout.max(self.shared.settings.connect_timeout);
+        let is_late = error.is_lost() && tx.lost_at.get_or_insert_with(Instant::now).elapsed() >= limit;
         let may_pass = error.is_lost() || matches!(error.sqlstate(), Some("40P01" | "40001" | "23505"));
         tx.tries += 1;
-        if !may_pass || tx.kept.is_cut() || tx.tries > TRIES {
+        if !may_pass || is_late || tx.kept.is_cut() || tx.tries > TRIES {
             let message = match error.sqlstate() {
                 Some("55P03") => format!("another open transaction holds an idempotency token of the call: {error}"),
                 _ => error.message.clone(),
             };
             return Err(Error { message, ..error });
+        }
+        if error.is_lost() {
+            sleep(tx.backoff.delay()).await;
         }
         if error.sqlstate() == Some("23505") {
             // Somebody else's tasks have these ids: the sequence went back with a crashed server.

@@ -1,0 +1,114 @@
+"""Rule 6 beyond results: what fails for one member of an enqueue, a promotion or a rescue harms none of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from fastq import DatabaseError, Task
+from tests.support.lab import Lab, Runs
+from tests.support.producing import Background
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def lab(dsn: str, migrated: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Lab]:
+    with Lab(dsn, migrated, db, tmp_path) as lab:
+        yield lab
+
+
+def _fail_for(lab: Lab, table: str, condition: sql.Composable) -> None:
+    """No row that meets the condition gets into the table."""
+    lab.db.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no such row here'; END$$"
+    )
+    lab.db.execute(
+        sql.SQL("CREATE TRIGGER refuse BEFORE INSERT ON {} FOR EACH ROW WHEN ({}) EXECUTE FUNCTION refuse()").format(
+            sql.Identifier(table), condition
+        )
+    )
+
+
+def _wait_until_quiet(lab: Lab, consumer: object, statements: int) -> None:
+    """Nothing loops: in three heartbeats there are no more statements than heartbeats, ticks and polls need."""
+    stats = consumer.stats  # type: ignore[attr-defined]
+    while True:
+        before = stats()
+        wait_until(lambda before=before: stats()["beats"] >= before["beats"] + 3)  # type: ignore[misc]
+        if stats()["statements"] - before["statements"] <= statements:
+            return
+
+
+def test_a_task_that_can_not_be_enqueued_fails_its_own_call(lab: Lab) -> None:
+    lab.enqueue(0)
+    _fail_for(lab, "task", sql.SQL("convert_from(NEW.payload, 'UTF8') = '333'"))
+    calls = [Background(partial(lab.producer.enqueue, Task("t", n))) for n in range(1, 501)]
+    for n, call in enumerate(calls, 1):
+        if n == 333:
+            with pytest.raises(DatabaseError, match="no such row here") as caught:
+                call.result()
+            assert caught.value.sqlstate == "P0001"
+        else:
+            assert call.result().is_new
+    assert lab.value("SELECT count(*) FROM tasks") == 500
+    assert lab.value("SELECT count(*) FROM tasks WHERE payload = '333'") == 0
+
+
+def test_a_bulk_load_with_a_task_that_can_not_be_stored_says_what_is_in(lab: Lab) -> None:
+    lab.enqueue(0)
+    _fail_for(lab, "task", sql.SQL("convert_from(NEW.payload, 'UTF8') = '333'"))
+    # In one transaction: nothing of it.
+    with pytest.raises(DatabaseError, match=r"no such row here.*nothing of the call is written"):
+        lab.enqueue(*range(1, 501))
+    assert lab.value("SELECT count(*) FROM tasks") == 1
+    # In several: what was committed before.
+    with pytest.raises(DatabaseError, match=r"no such row here.*300 tasks of the call are in and stay"):
+        lab.producer.enqueue_many((Task("t", n) for n in range(1, 501)), commit_every=100)
+    assert lab.value("SELECT count(*) FROM tasks") == 301
+    # And the connection is as good as ever.
+    assert len(lab.enqueue(*range(400, 900))) == 500
+
+
+def test_a_task_that_can_not_be_promoted_keeps_nobody_waiting(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    ids = lab.enqueue(count=500, delay=0.5)
+    culprit = ids[333]
+    _fail_for(lab, "ready", sql.SQL("NEW.lo <= {0} AND NEW.hi >= {0}").format(sql.Literal(culprit)))
+    runs = Runs()
+    consumer = lab.consumer(runs)
+    wait_until(lambda: len(runs.ids) == 499, timeout=20)
+    assert set(runs.ids) == set(ids) - {culprit}
+    assert f"task Some({culprit})" in caplog.text or f"task {culprit}" in caplog.text
+    _wait_until_quiet(lab, consumer, 30)
+    # Put off, not forgotten.
+    assert lab.value("SELECT count(*) FROM delayed WHERE id = %s AND run_at > clock_timestamp()", culprit) == 1
+    said = caplog.text.count("put off for a minute")
+    assert said == 1
+
+
+def test_a_task_that_can_not_be_rescued_keeps_nobody_waiting(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    # One by one: each is a chunk, and a claim, of its own.
+    ids = [lab.producer.enqueue(Task("t")).id for _ in range(500)]
+    culprit = ids[333]
+    lab.db.execute(
+        """WITH taken AS (DELETE FROM ready RETURNING *)
+           INSERT INTO claim (consumer, no, lane, track, leaf, attempts, max_attempts, task_bytes, ids)
+           SELECT 4711, row_number() OVER (ORDER BY rid), lane, track, leaf, attempts, max_attempts, task_bytes,
+                  int8multirange(int8range(lo, hi, '[]')) FROM taken"""
+    )
+    _fail_for(lab, "ready", sql.SQL("NEW.lo <= {0} AND NEW.hi >= {0}").format(sql.Literal(culprit)))
+    runs = Runs()
+    consumer = lab.consumer(runs)
+    wait_until(lambda: len(runs.ids) == 499, timeout=30, message="the other 499")
+    assert set(runs.ids) == set(ids) - {culprit}
+    _wait_until_quiet(lab, consumer, 30)
+    # Named, and not without end; it is still there.
+    graves = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    said = [line for line in graves if "rescue" in line]
+    assert any(str(culprit) in line for line in said), said
+    assert sum("can't be rescued" in line for line in said) <= 2, said
+    assert lab.value("SELECT count(*) FROM claim WHERE ids @> %s::bigint", culprit) == 1
