@@ -12,9 +12,11 @@ __all__ = [
     "EnqueuedIds",
     "ProducerCore",
     "TaskInfo",
+    "complete_dsn",
     "encode_json",
     "grants",
     "migrations",
+    "parse_dsn",
     "queries",
     "render",
     "rights_of",
@@ -37,6 +39,18 @@ def rights_of(role: str) -> list[tuple[str, str, str, str]]:
 
 def render(text: str, schema: str) -> str:
     """``text`` with ``fastq.`` replaced by the quoted ``schema``. Raises SettingsError for a name PostgreSQL would refuse or cut."""
+
+def parse_dsn(dsn: str) -> tuple[dict[str, str], bool]:
+    """A connection string's words, and whether messages may quote them (a password may have been taken for something else).
+
+    Raises SettingsError: not a connection string, or one with an unknown word.
+    """
+
+def complete_dsn(words: dict[str, str]) -> dict[str, str]:
+    """``words`` with what the service file and the environment add, as libpq adds it.
+
+    Raises SettingsError: a word whose value is wrong or can't be followed, or a file that is missing or can't be used.
+    """
 
 def encode_json(value: object) -> bytes:
     """``value`` as compact JSON in UTF-8. Raises PayloadError: what can't be encoded and where (NaN and infinities are refused)."""

@@ -8,18 +8,19 @@ the server's code and without passwords.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, Final, LiteralString, Self
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_attempts
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
 from fastq import _engine
-from fastq.errors import ConnectionLost, DatabaseError, SettingsError
+from fastq.errors import ConnectionLost, DatabaseError
 
 Row = tuple[Any, ...]
 
@@ -31,19 +32,23 @@ _TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53"})
 _TRANSIENT_CODES: Final = frozenset({"55P03", "57P01", "57P02", "57P03"})
 # The server ends the connection with one of these.
 _LOST_CODES: Final = frozenset({"57P01", "57P02", "57P03", "57P05"})
-# What a server says to a client that it will never let in. There is no code: libpq passes on the text alone.
-_NEVER: Final = re.compile(r"authentication failed|does not exist|pg_hba\.conf|no password supplied|permission denied")
-# A URI whose user, password and hosts can't be mistaken for each other. libpq reads others too, but cuts a password that holds
-# one of @ / ? # at that place, and its error then quotes the rest as a host or a port.
-_PLAIN_URI: Final = re.compile(r"postgres(ql)?://([^:@/?#]*(:[^@/?#]*)?@)?[^@/?#]*(/[^@?#]*)?(\?[^#]*)?")
+# What a server, or libpq's own checks, say to a client that will not be let in as it is. There is no code: libpq passes on the text alone.
+_NEVER: Final = re.compile(
+    r"authentication failed|does not exist|pg_hba\.conf|no password supplied|permission denied|certificate|SSL error|"
+    r"not support SSL|channel binding|requirement .* failed|requirepeer|connection option"
+)
 # A silent link is given up after about 25 s, also by the kernel while data wait to be acknowledged.
 _DEFAULTS: Final = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "25000",
-    "application_name": "fastq",
+    "fallback_application_name": "fastq",
 }
+# As the engine has it, whatever the environment says.
+_FIXED: Final = {"client_encoding": "UTF8", "gssencmode": "disable"}
+# psycopg waits no shorter than this for one address.
+_SHORTEST: Final = 2.0
 
 
 @cache
@@ -62,10 +67,11 @@ class Database:
     Args:
         dsn: a connection string as libpq reads it (URI, or key=value pairs).
         schema: the schema that ``fastq.`` in statements stands for.
-        connect_timeout: seconds, for each host of the connection string.
+        connect_timeout: seconds for all hosts and addresses of the connection string together (for each of them 2 at least).
 
     Raises:
-        SettingsError: the connection string can't be read, or PostgreSQL would refuse or cut the schema's name.
+        SettingsError: the connection string can't be read or followed, a file that it names is missing, or PostgreSQL would
+            refuse or cut the schema's name.
         DatabaseError: no connection; ``is_transient`` unless the server said that it will never let this user in.
     """
 
@@ -163,28 +169,24 @@ class Database:
 
 
 def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
+    # The engine reads the string for both halves, so that they mean the same by it and refuse the same, in the same words.
+    given, is_quotable = _engine.parse_dsn(dsn)
+    words = _DEFAULTS | {word: value for word, value in _engine.complete_dsn(given).items() if value} | _FIXED
+    place = _describe(words) if is_quotable else "the database"
     try:
-        given = {key: value for key, value in conninfo_to_dict(dsn).items() if value is not None}
-    except psycopg.Error:
-        # libpq's own text quotes the part that it could not read, and that may be a password.
-        raise SettingsError(
-            "dsn can't be read: it must be a URI such as postgresql://user@host/database, or key=value pairs; "
-            "characters such as @ / ? # % in a password of a URI are written %40, %2F, ..."
-        ) from None
-    defaults = _DEFAULTS | {"connect_timeout": str(max(2, round(timeout)))}
-    try:
-        connection = psycopg.connect(
-            make_conninfo(dsn, **{key: value for key, value in defaults.items() if key not in given}),
-            autocommit=True,
-            # In transaction mode a pooler keeps no named statements.
-            prepare_threshold=None,
-            cursor_factory=psycopg.RawCursor,
-        )
+        connection = _try_in_turn(words, time.monotonic() + timeout)
     except psycopg.Error as error:
         text = str(error).strip()
+        if not is_quotable:
+            why = (
+                "the connection string can be read in more than one way; "
+                "write characters such as @ / ? # in a user's name or password as %40, %2F, %3F, %23"
+            )
+        else:
+            why = _hide(text, words)
         # `from None`: the original may quote a misread password.
         raise DatabaseError(
-            f"could not connect to {_describe(given, dsn)}: {_hide(text, given, dsn)}",
+            f"could not connect to {place}: {why}",
             sqlstate=error.sqlstate,
             is_transient=not _NEVER.search(text),
         ) from None
@@ -195,26 +197,51 @@ def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
     return connection
 
 
-def _is_plain(dsn: str) -> bool:
-    return "://" not in dsn or _PLAIN_URI.fullmatch(dsn) is not None
+def _try_in_turn(words: Mapping[str, str], deadline: float) -> psycopg.Connection[Row]:
+    """Try each host and address as the engine does: each has a fair part of what is left, and a refused login ends it all.
+
+    Raises:
+        psycopg.Error: with what became of each.
+    """
+    attempts = conninfo_attempts(dict(words))
+    limit = float(words.get("connect_timeout", 0))
+    failures: list[str] = []
+    for number, attempt in enumerate(attempts):
+        left = deadline - time.monotonic()
+        if left <= 0 and failures:
+            break
+        share = min(limit, left) if limit > 0 else left / (len(attempts) - number)
+        parameters: dict[str, Any] = attempt | {"connect_timeout": int(max(_SHORTEST, share))}
+        try:
+            return psycopg.connect(
+                "",
+                autocommit=True,
+                # In transaction mode a pooler keeps no named statements.
+                prepare_threshold=None,
+                cursor_factory=psycopg.RawCursor,
+                **parameters,
+            )
+        except psycopg.Error as error:
+            text = " ".join(str(error).split())
+            failures.append(text if len(attempts) == 1 else f"{_label(attempt)}: {text}")
+            if _NEVER.search(text):
+                break
+    raise psycopg.OperationalError("; ".join(failures))
 
 
-def _describe(given: dict[str, Any], dsn: str) -> str:
-    if not _is_plain(dsn):
-        return "the database"
-    host = given.get("host") or given.get("hostaddr") or "the local socket"
-    return f"database {given.get('dbname', 'of the default name')!r} at {host}"
+def _label(words: Mapping[str, Any]) -> str:
+    return f"{words.get('host') or words.get('hostaddr') or 'the local socket'}:{words.get('port') or 5432}"
 
 
-def _hide(message: str, given: dict[str, Any], dsn: str) -> str:
-    if not _is_plain(dsn):
-        return (
-            "the connection string can be read in more than one way; "
-            "write characters such as @ / ? # in a user's name or password as %40, %2F, %3F, %23"
-        )
-    for key in ("password", "sslpassword"):
-        if secret := given.get(key):
-            message = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", message)
+def _describe(words: Mapping[str, str]) -> str:
+    host = words.get("host") or words.get("hostaddr") or "the local socket"
+    return f"database {words.get('dbname', 'of the default name')!r} at {host}"
+
+
+def _hide(message: str, words: Mapping[str, str]) -> str:
+    for word in ("password", "sslpassword"):
+        if secret := words.get(word):
+            message = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", message)
     return message
 
 

@@ -18,7 +18,9 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Kind::Settings => "SettingsError",
         Kind::Schema => "SchemaError",
         Kind::Database { sqlstate, transient } => {
-            kwargs.set_item("sqlstate", sqlstate)?;
+            if !sqlstate.is_empty() {
+                kwargs.set_item("sqlstate", sqlstate)?;
+            }
             kwargs.set_item("is_transient", transient)?;
             "DatabaseError"
         }

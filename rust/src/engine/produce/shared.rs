@@ -187,24 +187,29 @@ impl Shared {
     /// Makes a connection whose commits are durable, to a schema that this version may use; tries again until `deadline`.
     pub(super) async fn connect(&self, deadline: Instant) -> Result<Link> {
         let mut backoff = Backoff::default();
+        let mut before: Option<Error> = None;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             let making = async {
-                let link = self.target.connect(true).await?;
-                rights::check(&link, "producer").await?;
-                link.check_schema().await?;
+                let link = self.target.connect_by(true, deadline).await?;
+                let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+                let late = |_| Error::lost(format!("{} does not answer in time", self.target.place()));
+                let checks = async {
+                    rights::check(&link, "producer").await?;
+                    link.check_schema().await
+                };
+                timeout(left, checks).await.map_err(late)??;
                 Ok(link)
             };
-            let late = || Error::lost(format!("could not connect to {} in time", self.target.place()));
-            let error: Error = match timeout(left, making).await {
-                Ok(Ok(link)) => return Ok(link),
-                Ok(Err(e)) => e,
-                Err(_) => return Err(late()),
+            let error: Error = match making.await {
+                Ok(link) => return Ok(link),
+                Err(e) => e,
             };
             let delay = backoff.delay();
             if !error.is_lost() || Instant::now() + delay >= deadline {
-                return Err(error);
+                // What had hardly any time left says less than what came before it.
+                return Err(before.filter(|_| error.is_lost() && Instant::now() >= deadline).unwrap_or(error));
             }
+            before = Some(error);
             sleep(delay).await;
         }
     }
