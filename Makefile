@@ -8,6 +8,8 @@ VENV ?= .venv
 PROFILE ?= release
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FAULT_REPEATS ?= 20
+GUARDS ?=
 
 bin := $(VENV)/bin
 python := $(bin)/python
@@ -27,8 +29,8 @@ help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) PYTEST_ARGS= BENCH_ARGS=\n' \
-		'$(PYTHON)' '$(VENV)' '$(PROFILE)'
+	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) PYTEST_ARGS= BENCH_ARGS= FAULT_REPEATS=%s GUARDS=\n' \
+		'$(PYTHON)' '$(VENV)' '$(PROFILE)' '$(FAULT_REPEATS)'
 
 ##@ Use it
 
@@ -58,6 +60,14 @@ test-rust: ## Test the engine alone, with no Python in it
 .PHONY: test-python
 test-python: setup ## Run pytest; PYTEST_ARGS="-k name" picks
 	$(python) -m pytest$(if $(PYTEST_ARGS), $(PYTEST_ARGS))
+
+.PHONY: faults
+faults: setup ## Force every fault at default settings, each race FAULT_REPEATS times
+	FASTQ_FAULT_REPEATS=$(FAULT_REPEATS) $(python) -m pytest tests/faults $(PYTEST_ARGS)
+
+.PHONY: guards
+guards: setup ## Take each guard out of the engine and see its test fail; GUARDS="lease" picks
+	$(python) -m tests.faults.guards $(GUARDS)
 
 .PHONY: lint
 lint: lint-rust lint-python ## Check formats, lints, types, imports and the stub

@@ -100,6 +100,7 @@ class Lab:
         types: Mapping[str, int | None] | None = None,
         is_async: bool = False,
         retry: float | None = 0.0,
+        switch_interval: float | None = None,
         env: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> WorkerProcess:
@@ -108,7 +109,16 @@ class Lab:
         log = self._folder / f"worker-{self._count}.log"
         settings = {"dsn": self.dsn, "schema": self.schema, **self._settings, **settings}
         return self._stack.enter_context(
-            WorkerProcess(self.journal, log, settings, types=types, is_async=is_async, retry=retry, env=env)
+            WorkerProcess(
+                self.journal,
+                log,
+                settings,
+                types=types,
+                is_async=is_async,
+                retry=retry,
+                switch_interval=switch_interval,
+                env=env,
+            )
         )
 
     def links(self) -> Links:

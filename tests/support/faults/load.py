@@ -90,21 +90,22 @@ class Arrivals:
 
 
 def check_charges(lab: Lab) -> Counter[int]:
-    """Fails where a run was charged as lost with its worker that no handler in that process wrote down as started.
+    """Fails where a run was charged as lost with its worker and no handler wrote down that it had started: in that process, or, where
+    it was left in doubt and charged later, in any.
 
     Gives by id how many runs were lost.
     """
-    started = Counter((entry.pid, entry.id) for entry in lab.journal.entries("start"))
-    lost = Counter(
-        (pid, id_)
-        for pid, id_ in lab.all(
-            "SELECT substring(error FROM 'process (\\d+) on')::int, id FROM attempt_error "
-            "WHERE error LIKE 'the worker was lost%'"
-        )
+    starts = lab.journal.entries("start")
+    started = Counter((entry.pid, entry.id) for entry in starts)
+    notes = lab.all(
+        "SELECT substring(error FROM 'process (\\d+) on')::int, id, error LIKE 'the worker was lost while the task ran%' "
+        "FROM attempt_error WHERE error LIKE 'the worker was lost%'"
     )
+    lost = Counter((pid, id_) for pid, id_, is_certain in notes if is_certain)
     wrong = {each: count for each, count in lost.items() if count > started[each]}
     assert not wrong, f"charged for runs that did not start, as (process, task): {wrong}"
-    losses: Counter[int] = Counter()
-    for (_, id_), count in lost.items():
-        losses[id_] += count
+    losses = Counter(id_ for _, id_, _ in notes)
+    in_all = Counter(entry.id for entry in starts)
+    wrong_in_all = {id_: count for id_, count in losses.items() if count > in_all[id_]}
+    assert not wrong_in_all, f"charged for more runs than were started: {wrong_in_all}"
     return losses

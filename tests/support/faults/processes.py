@@ -111,6 +111,7 @@ class WorkerProcess(_Process):
         types: what it has handlers for, and how many of each may run at once (None: no limit); default: ``t``.
         is_async: whether its handlers are coroutine functions.
         retry: seconds until a failed attempt is repeated; None: as the consumer's default policy says.
+        switch_interval: seconds after which a thread must let another have the interpreter; None: Python's default.
         env: variables beside this process's own.
     """
 
@@ -123,6 +124,7 @@ class WorkerProcess(_Process):
         types: Mapping[str, int | None] | None = None,
         is_async: bool = False,
         retry: float | None = None,
+        switch_interval: float | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._log = log
@@ -133,6 +135,7 @@ class WorkerProcess(_Process):
             "types": {"t": None} if types is None else dict(types),
             "is_async": is_async,
             "retry": retry,
+            "switch_interval": switch_interval,
         }
         super().__init__("worker_main.py", json.dumps(spec), env=env)
 

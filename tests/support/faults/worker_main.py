@@ -128,6 +128,8 @@ def main() -> None:
     """Works until SIGTERM, then logs its counters."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(level="DEBUG", filename=_SPEC["log"], format="%(levelname)s %(name)s: %(message)s")
+    if _SPEC["switch_interval"] is not None:
+        sys.setswitchinterval(_SPEC["switch_interval"])
     # For tests that shift it: what this process takes for the time of day.
     _log.info("wall clock %f", time.time())
     settings = dict(_SPEC["settings"])

@@ -1,0 +1,107 @@
+"""Two leaders at once: the old one stands still past its lease, another leads, the old one goes on. Triggers note whose upkeep changed
+what, and who led then."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from psycopg.conninfo import make_conninfo
+
+from tests.support.faults.load import Arrivals
+from tests.support.faults.processes import WorkerProcess
+from tests.support.faults.trials import Trial, Trials
+from tests.support.lab import Lab
+from tests.support.waiting import wait_until
+
+#: What only a leader does: opens and empties leaves, promotes, declares dead, rescues, forgets. And each end of a task, since leaves
+#: are emptied meanwhile.
+_NOTES: Final = """
+CREATE TABLE upkeep (what text NOT NULL, who int NOT NULL, leader_pid int, term bigint);
+CREATE FUNCTION note_upkeep() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO upkeep
+    SELECT TG_ARGV[0], coalesce(current_setting('fastq_test.who', true), '0')::int, c.pid, l.term
+      FROM leader l LEFT JOIN consumer c ON c.id = l.holder;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER UPDATE ON leaf FOR EACH ROW EXECUTE FUNCTION note_upkeep('leaf');
+CREATE TRIGGER note AFTER DELETE ON delayed FOR EACH ROW EXECUTE FUNCTION note_upkeep('promoted');
+CREATE TRIGGER note_dead AFTER UPDATE ON consumer FOR EACH ROW
+    WHEN (NEW.dead_at IS NOT NULL AND OLD.dead_at IS NULL AND NOT NEW.stopping) EXECUTE FUNCTION note_upkeep('declared dead');
+CREATE TRIGGER note_forgotten AFTER DELETE ON consumer FOR EACH ROW
+    WHEN (OLD.dead_at IS NOT NULL) EXECUTE FUNCTION note_upkeep('forgotten');
+CREATE TRIGGER note_rescued AFTER INSERT ON attempt_error FOR EACH ROW
+    WHEN (NEW.error LIKE 'the worker was lost%') EXECUTE FUNCTION note_upkeep('rescued');
+
+CREATE TABLE ended (id bigint NOT NULL);
+CREATE FUNCTION note_end() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO ended SELECT i FROM unnest(NEW.ids) r, generate_series(lower(r), upper(r) - 1) i;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT ON done FOR EACH ROW EXECUTE FUNCTION note_end();
+"""
+#: Seconds; short, so that leaves are opened and emptied all the time.
+_RETENTION: Final = 2.0
+
+
+def test_upkeep_of_a_leader_that_was_stopped_past_its_lease_changes_nothing(trials: Trials) -> None:
+    trials.run("two leaders: changes by the old term", _two_leaders, unit="changes")
+
+
+def _two_leaders(trial: Trial) -> float:
+    lab, pace, rnd = trial.lab, trial.pace, trial.rnd
+    lab.db.execute(_NOTES)
+    gate = lab.gate()
+    old = _worker(lab, 1)
+    lab.wait_until_leads(pid=old.pid)
+    new = _worker(lab, 2)
+    lab.consumer_id(pid=new.pid)
+    victim = _worker(lab, 3, types={"held": None})
+    held = lab.enqueue_type("held", *[gate.orders] * 5)
+    lab.wait_for_beat(lab.consumer_id(pid=victim.pid), running=held)
+    # Tasks come due all the time, and leaves turn over: at every moment there is upkeep to do.
+    with Arrivals(lab, lambda _: None, delay=(0.1, 2.0), seed=trial.number) as arrivals:
+        wait_until(lambda: _upkeep_by(lab, 1) >= {"leaf", "promoted"}, timeout=20, message="upkeep by the first")
+        victim.kill()
+        arrivals.wait_for(rnd.randrange(1, 200))
+        old.freeze()
+        lab.wait_until_leads(pid=new.pid)
+        # It comes back as one that is alive, or as one that was declared dead.
+        wanted = {"leaf", "promoted"} | ({"declared dead", "rescued"} if trial.number % 2 else set())
+        wait_until(lambda: _upkeep_by(lab, 2) >= wanted, timeout=4 * pace.dead_after, message="upkeep by the second")
+        told = old.log.count("leads no more")
+        old.thaw()
+        wait_until(lambda: old.log.count("leads no more") > told, message="the first to hear that it leads no more")
+        arrivals.wait_for(300)
+        wait_until(
+            lambda: _upkeep_by(lab, 2) >= {"leaf", "promoted", "declared dead", "rescued"},
+            timeout=4 * pace.dead_after,
+            message="the rescue by the second",
+        )
+        ids = [*arrivals.stop(), *held]
+    gate.open()
+    # Somebody who has a handler for what the victim held.
+    _worker(lab, 4, types={"held": None})
+    wait_until(
+        lambda: lab.value("SELECT count(DISTINCT id) FROM ended") == len(ids),
+        timeout=4 * pace.dead_after,
+        message="the end of all that came",
+    )
+    assert lab.value("SELECT count(*) FROM ended") == len(ids), "a task ended twice"
+    pids = {1: old.pid, 2: new.pid, 3: victim.pid}
+    changes = lab.all("SELECT what, who, leader_pid, term, count(*) FROM upkeep GROUP BY 1, 2, 3, 4 ORDER BY 4, 1")
+    wrong = [change for change in changes if pids.get(change[1]) != change[2]]
+    assert not wrong, f"upkeep by another than the leader: {wrong}"
+    # The terms of both are on record: the old one's end where the new one's begin.
+    assert {term: who for _, who, _, term, _ in changes} == {1: 1, 2: 2}
+    return float(len(wrong))
+
+
+def _worker(lab: Lab, who: int, **options: Any) -> WorkerProcess:
+    dsn = make_conninfo(lab.dsn, options=f"-c fastq_test.who={who}")
+    return lab.worker(dsn=dsn, completed_retention=_RETENTION, **options)
+
+
+def _upkeep_by(lab: Lab, who: int) -> set[str]:
+    return {what for (what,) in lab.all("SELECT DISTINCT what FROM upkeep WHERE who = %s", who)}

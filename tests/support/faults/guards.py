@@ -1,0 +1,267 @@
+"""What keeps tasks safe, guard by guard: where it stands, what would stand there without it, and the tests that then fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[3]
+
+_CLAIMS: Final = "tests/integration/test_storage_claims.py::"
+_FENCES: Final = "tests/integration/test_storage_fences.py::"
+_RESCUE: Final = "tests/integration/test_storage_rescue.py::"
+_LEADER: Final = "tests/integration/test_storage_leader.py::"
+_LEAVES: Final = "tests/integration/test_storage_leaves.py::"
+_RULES: Final = "tests/integration/test_rules.py::"
+_RACES: Final = "tests/integration/test_rules_races.py::"
+_UPKEEP: Final = "tests/integration/test_upkeep.py::"
+_STOP: Final = "tests/faults/test_process_stop.py::"
+
+_LEADS: Final = "EXISTS (SELECT FROM fastq.leader WHERE holder = $1::bigint AND term = $2::bigint)"
+#: The same parameters, and no question.
+_LEADS_NOT: Final = "$1::bigint IS NOT NULL AND $2::bigint IS NOT NULL"
+_DEPOSED: Final = (_LEADER + "test_a_deposed_leader_does_no_upkeep",)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """One guard."""
+
+    name: str
+    file: str
+    """Where it stands, from the root of the source tree."""
+    changes: tuple[tuple[str, str], ...]
+    """How it is taken out: texts that stand there exactly once each, and what takes their places."""
+    tests: tuple[str, ...]
+    """Each of them fails without it."""
+
+    def taken_out(self) -> str:
+        """The file's text without it.
+
+        Raises:
+            ValueError: the file no longer says what is to be taken out.
+        """
+        text = (ROOT / self.file).read_text()
+        for old, new in self.changes:
+            if text.count(old) != 1:
+                raise ValueError(f"{self.file} has {text.count(old)} times what is to be taken out: {old}")
+            text = text.replace(old, new)
+        return text
+
+
+def _sql(name: str, statement: str, old: str, new: str, *tests: str) -> Guard:
+    return Guard(name, f"sql/queries/{statement}.sql", ((old, new),), tests)
+
+
+def _term(statement: str) -> Guard:
+    return _sql(f"{statement}: the leader's term", statement, _LEADS, _LEADS_NOT, *_DEPOSED)
+
+
+def _rust(name: str, file: str, old: str, new: str, *tests: str) -> Guard:
+    return Guard(name, f"rust/src/{file}.rs", ((old, new),), tests)
+
+
+GUARDS: Final = (
+    # --- fences: the claim says what may still be ended ---
+    _sql(
+        "completion: only what the claim holds",
+        "complete_tasks",
+        "h.ids * s.ids AS ok",
+        "s.ids AS ok",
+        _CLAIMS + "test_a_flush_and_a_give_back_of_one_claim_both_count",
+    ),
+    _sql(
+        "completion: decides on the locked row",
+        "complete_tasks",
+        "ORDER BY no FOR NO KEY UPDATE",
+        "ORDER BY no",
+        _CLAIMS + "test_two_flushes_of_one_claim_both_count",
+    ),
+    _sql(
+        "failure: only what the claim holds",
+        "fail_tasks",
+        " WHERE h.ids @> s.id",
+        "",
+        _FENCES + "test_rule_1_a_failure_counts_only_for_what_its_claim_still_holds",
+    ),
+    _sql(
+        "failure: decides on the locked row",
+        "fail_tasks",
+        "ORDER BY no FOR NO KEY UPDATE",
+        "ORDER BY no",
+        _FENCES + "test_two_flushes_of_failures_of_one_claim_both_count",
+    ),
+    _sql(
+        "give back: only what the claim holds",
+        "give_back_tasks",
+        "h.ids * s.ids AS ok",
+        "s.ids AS ok",
+        _FENCES + "test_rule_1_only_what_a_claim_still_holds_is_given_back",
+    ),
+    _sql(
+        "give back: decides on the locked row",
+        "give_back_tasks",
+        "ORDER BY no FOR NO KEY UPDATE",
+        "ORDER BY no",
+        _FENCES + "test_a_give_back_that_waits_for_a_flush_counts_for_the_rest",
+    ),
+    # --- claims ---
+    _sql(
+        "claim: locks chunks",
+        "claim_tasks",
+        " FOR NO KEY UPDATE SKIP LOCKED",
+        "",
+        _CLAIMS + "test_two_claimers_of_one_chunk_never_share_a_task",
+    ),
+    _sql(
+        "claim: passes over locked chunks",
+        "claim_tasks",
+        "FOR NO KEY UPDATE SKIP LOCKED",
+        "FOR NO KEY UPDATE",
+        _CLAIMS + "test_a_claim_locks_no_more_chunks_than_it_may",
+    ),
+    Guard(
+        "claim: changes chunks by hi, not by ctid",
+        "sql/queries/claim_tasks.sql",
+        (
+            ("SELECT q.rid, q.lo,", "SELECT q.ctid AS at, q.rid, q.lo,"),
+            (
+                "r.hi = ANY (ARRAY (SELECT hi FROM take WHERE upto < hi))",
+                "r.ctid = ANY (ARRAY (SELECT at FROM take WHERE upto < hi))",
+            ),
+        ),
+        (_CLAIMS + "test_two_claimers_of_one_chunk_never_share_a_task",),
+    ),
+    _rust(
+        "claim: numbers are never used twice",
+        "engine/consume/claim",
+        "            books.last_no += asked.limit + 1;\n",
+        "",
+        _RACES + "test_a_worker_that_stood_still_for_a_moment_keeps_all_that_it_holds",
+        _RULES + "test_rule_2_a_killed_worker_is_charged_for_what_ran_and_not_for_what_it_held",
+    ),
+    _rust(
+        "claim: what came in a dead name is not started",
+        "engine/consume/claim",
+        "        if current {\n            self.hand_over(&chunks);",
+        "        if current || true {\n            self.hand_over(&chunks);",
+        _RACES + "test_what_is_claimed_while_its_worker_is_declared_dead_is_rescued_and_runs_once",
+    ),
+    _rust(
+        "claim: one under way is no lost one",
+        "engine/consume/books",
+        "*no <= self.settled_no && !self.held.contains(no)",
+        "!self.held.contains(no)",
+        _RACES + "test_a_claim_whose_answer_is_lost_is_given_back_by_the_heartbeat_and_runs_once",
+    ),
+    # --- a worker that was away ---
+    _rust(
+        "start: the deadline, in a thread",
+        "engine/consume/sched/slot",
+        "        if !may_start() {",
+        "        if false && !may_start() {",
+        _RACES + "test_a_worker_that_stood_still_past_its_death_starts_nothing_it_lost_and_its_result_is_refused",
+        _STOP + "test_a_worker_that_is_stopped_between_two_starts_of_a_batch_starts_no_more_of_it[sync]",
+    ),
+    _rust(
+        "start: the deadline, on an event loop",
+        "engine/consume/sched/runs",
+        "        if may_start() {",
+        "        if true || may_start() {",
+        _STOP + "test_a_worker_that_is_stopped_between_two_starts_of_a_batch_starts_no_more_of_it[async]",
+    ),
+    # --- death and rescue ---
+    _rust(
+        "death: silence counts only in contact",
+        "engine/consume/upkeep",
+        "let silent = if self.is_in_contact() { silent } else { Vec::new() };",
+        "",
+        _UPKEEP + "test_a_leader_that_was_cut_off_declares_nobody_dead_when_it_is_back",
+    ),
+    _sql(
+        "rescue: only claims of the dead",
+        "rescue_claims",
+        "(k.id IS NULL OR k.dead_at IS NOT NULL)",
+        "(k.id IS NULL OR true)",
+        _RESCUE + "test_rule_3_a_beating_worker_keeps_its_claim_however_old_it_is",
+    ),
+    _sql(
+        "rescue: passes over a claim being flushed",
+        "rescue_claims",
+        "FOR UPDATE OF c SKIP LOCKED",
+        "FOR UPDATE OF c",
+        _RESCUE + "test_a_rescue_passes_over_a_claim_that_is_being_flushed",
+    ),
+    _sql(
+        "rescue: what may not have run is not charged",
+        "rescue_claims",
+        "(ids - ran, greatest(track - 2, 0))",
+        "(ids - ran, least(greatest(track - 1, 0), 1))",
+        "tests/integration/test_rules_careful.py::"
+        "test_rule_2_beside_a_killer_on_track_2_nobody_is_charged_without_a_start",
+        "tests/faults/test_process_poison.py::test_a_task_that_kills_its_process_fails_soon",
+    ),
+    _rust(
+        "alone: only once all results are stored",
+        "engine/consume/claim/careful",
+        "hold_for_alone() && self.shared.outcomes.unflushed() == 0",
+        "hold_for_alone()",
+        _RULES + "test_rule_2_what_ran_alone_is_stored_before_the_next_starts",
+    ),
+    # --- the leader ---
+    _sql(
+        "lease: one that lasts is not taken",
+        "tick",
+        "\n     WHERE l.expires_at < clock_timestamp() OR l.holder = excluded.holder",
+        "",
+        _LEADER + "test_of_two_that_take_an_expired_lease_one_gets_it",
+    ),
+    _term("declare_dead"),
+    _term("rescue_claims"),
+    _term("forget_consumers"),
+    _term("promote_tasks"),
+    _term("open_leaf"),
+    _term("check_leaf_empty"),
+    _term("purge_dead"),
+    _sql(
+        "promotion: each task once",
+        "promote_tasks",
+        " FOR UPDATE SKIP LOCKED",
+        "",
+        _LEADER + "test_two_leaders_at_once_promote_each_task_once",
+    ),
+    # --- leaves ---
+    _sql(
+        "leaf: locked before it is asked for",
+        "lock_leaf",
+        "IN SHARE ROW EXCLUSIVE MODE",
+        "IN ACCESS SHARE MODE",
+        _LEAVES + "test_a_late_commit_into_a_closed_leaf_is_waited_for_and_seen",
+    ),
+    *(
+        _sql(
+            f"leaf: kept while {table} names it",
+            "check_leaf_empty",
+            f"   AND NOT EXISTS (SELECT FROM fastq.{table} WHERE leaf = $3){end}",
+            end.removesuffix("\n"),
+            _LEAVES + f"test_a_leaf_that_something_names_is_not_emptied[{table}]",
+        )
+        for table, end in (("claim", "\n"), ("delayed", "\n"), ("ready", " AS may_go"))
+    ),
+    # --- results and enqueues in doubt ---
+    _rust(
+        "result in doubt: looked up before it counts as refused",
+        "engine/consume/complete",
+        "if flush.in_doubt && !gone.is_empty() {",
+        "if false && !gone.is_empty() {",
+        _RACES + "test_a_result_in_doubt_counts_once_and_nothing_runs_twice",
+    ),
+    _rust(
+        "enqueue in doubt: on disk before it is answered",
+        "engine/produce/flight",
+        '                    link.execute("flush_log", &[]).await?;\n                    return Ok(Some(true));',
+        "                    return Ok(Some(true));",
+        "tests/integration/test_enqueue_doubt.py::test_what_is_found_is_not_answered_before_it_is_on_disk",
+    ),
+)
