@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import psycopg
 import pytest
@@ -177,6 +179,120 @@ def test_a_role_that_only_reads_is_no_read_write_session(first: PrivateServer) -
         first, first.port, target_session_attrs="read-only", options="-c default_transaction_read_only=on"
     )
     assert refusals(read_only) == (None, None)
+
+
+class Pooler:
+    """Passes all on to a server, and says as little of its parameters as poolers do: two of them have other names."""
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._server_port))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                hidden = data.replace(b"in_hot_standby", b"in_hot_nothing").replace(
+                    b"default_transaction_read_only\0o", b"default_transaction_read_nope\0o"
+                )
+                sink.sendall(hidden)
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"), [("read-write", True), ("primary", True), ("read-only", False), ("standby", False)]
+)
+def test_a_server_that_does_not_say_what_it_is_is_asked(first: PrivateServer, wanted: str, *, taken: bool) -> None:
+    with Pooler(first.port) as pooler:
+        found = refusals(hosts(first, pooler.port, target_session_attrs=wanted), connect_timeout=2)
+        assert [each is None for each in found] == [taken, taken], found
+
+
+def _is_socket(entry: Path) -> bool:
+    try:
+        return str(entry.readlink()).startswith("socket:")
+    except FileNotFoundError:
+        return False
+
+
+def _peer(handle: socket.socket) -> object:
+    try:
+        return handle.getpeername()
+    except OSError:
+        return None
+
+
+def sockets_to(port: int) -> list[socket.socket]:
+    """This process's connections to that port of loopback, as further handles to them."""
+    # Looked at before any is made: the listing's own handle is among them, and its number is free again.
+    entries = [entry for entry in list(Path("/proc/self/fd").iterdir()) if _is_socket(entry)]
+    found = []
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            handle = socket.socket(fileno=os.dup(int(entry.name)))
+            if handle.family == socket.AF_INET and _peer(handle) == ("127.0.0.1", port):
+                found.append(handle)
+            else:
+                handle.close()
+    return found
+
+
+def watch_of(port: int) -> tuple[int, ...]:
+    """How the one connection to that port is watched: on, idle, interval, count, user timeout in ms."""
+    [handle] = sockets_to(port)
+    with handle:
+        tcp = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        alive = handle.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        return (alive, *(handle.getsockopt(socket.IPPROTO_TCP, option) for option in tcp))
+
+
+@pytest.mark.parametrize(
+    ("words", "watch"),
+    [
+        ({}, (1, 10, 5, 3, None)),
+        (
+            {"keepalives_idle": 7, "keepalives_interval": 2, "keepalives_count": 9, "tcp_user_timeout": 1234},
+            (1, 7, 2, 9, 1234),
+        ),
+    ],
+)
+def test_a_connection_is_watched(first: PrivateServer, words: dict[str, int], watch: tuple[int | None, ...]) -> None:
+    schema = "watched"
+    fastq.migrate(first.dsn, schema=schema)
+    dsn = make_conninfo(first.dsn, **words)
+    with fastq.Producer(dsn, schema=schema) as producer:
+        producer.enqueue(fastq.Task("t"))
+        assert watch_of(first.port) == tuple(30_000 if each is None else each for each in watch)
+    wait_until(lambda: sockets_to(first.port) == [])
+    with Database(dsn, schema):
+        assert watch_of(first.port) == tuple(25_000 if each is None else each for each in watch)
+
+
+def test_a_connection_is_not_watched_where_that_is_asked_for(first: PrivateServer) -> None:
+    schema = "watched"
+    fastq.migrate(first.dsn, schema=schema)
+    dsn = make_conninfo(first.dsn, keepalives=0)
+    with fastq.Producer(dsn, schema=schema) as producer:
+        producer.enqueue(fastq.Task("t"))
+        assert watch_of(first.port)[0] == 0
 
 
 def test_load_is_balanced(first: PrivateServer, second: PrivateServer) -> None:
