@@ -21,19 +21,20 @@ def lab(dsn: str, migrated: str, db: psycopg.Connection, tmp_path: Path) -> Iter
 
 @pytest.mark.parametrize("max_attempts", [1, 3])
 def test_rule_2_beside_a_killer_on_track_2_nobody_is_charged_without_a_start(lab: Lab, max_attempts: int) -> None:
-    """It ends the process before its neighbours, claimed with it, have begun."""
-    [killer, *innocents] = lab.enqueue({"kill": "signal"}, *(None for _ in range(15)), max_attempts=max_attempts)
+    """It ends the process before all of its neighbours, claimed with it, have begun: each needs a thread, and they come one by one."""
+    gate = lab.gate()
+    [killer, *innocents] = lab.enqueue({"kill": "signal"}, *[gate.orders] * 99, max_attempts=max_attempts)
     lab.db.execute("UPDATE ready SET track = 2")
     unstarted: set[int] = set()
     workers = 0
-    while lab.value("SELECT count(*) FROM tasks WHERE state IN ('completed', 'failed')") < 16:
+    while lab.value("SELECT count(*) FROM tasks WHERE state IN ('completed', 'failed')") < 100:
         workers += 1
         assert workers <= max_attempts + 3
-        worker = lab.worker(concurrency=16)
+        worker = lab.worker(concurrency=100)
         wait_until(
             lambda worker=worker: (
                 worker.is_dead  # type: ignore[misc]
-                or lab.value("SELECT count(*) FROM tasks WHERE state IN ('completed', 'failed')") == 16
+                or lab.value("SELECT count(*) FROM tasks WHERE state IN ('completed', 'failed')") == 100
             ),
             timeout=20,
             message="the end of the worker, or of all tasks",
@@ -41,6 +42,7 @@ def test_rule_2_beside_a_killer_on_track_2_nobody_is_charged_without_a_start(lab
         if worker.is_dead and not unstarted:
             [me] = lab.ids_of(worker.pid)
             unstarted = lab.claimed(me) - set(lab.journal.started())
+            gate.open()
     # Else nothing was shown.
     assert unstarted
     starts = lab.journal.started()

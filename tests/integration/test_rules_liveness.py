@@ -77,6 +77,30 @@ def test_rule_3_what_an_event_loop_has_fetched_is_not_started_once_it_is_lost(la
     assert first.stats()["refused"] == 1
 
 
+def test_rule_3_what_a_thread_has_taken_is_not_started_once_its_time_is_over(lab: Lab) -> None:
+    """It takes many fast tasks at once. Nobody tells it that they are lost: its own clock does."""
+    links = lab.links()
+    stale, fresh = Runs(), Runs()
+    fresh.release.set()
+    first = lab.consumer(stale, dsn=links.dsn, concurrency=1)
+    warm_up = lab.enqueue(count=200)
+    lab.wait_for(completed=200)
+    [held, *rest] = lab.enqueue("hold", *(None for _ in range(50)))
+    me = lab.consumer_id()
+    lab.wait_for_beat(me, running=[held])
+    assert lab.claimed(me) > {held}
+    links.hold_requests("control")
+    lab.consumer(fresh)
+    lab.wait_for(completed=251)
+    stale.release.set()
+    wait_until(lambda: first.stats()["refused"] == 1)
+    # Also what it claimed beside: the thread looks for more.
+    wait_until(lambda: first.stats()["given_back"] or first._running is None or first._running.engine.running == 0)
+    assert stale.ids == [*warm_up, held]
+    assert sorted(fresh.ids) == [held, *rest]
+    links.flow()
+
+
 def test_rule_3_a_worker_whose_registration_was_deleted_registers_anew_and_starts_nothing_it_held(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
