@@ -166,7 +166,7 @@ def disk() -> Iterator[SmallDisk]:
 @pytest.mark.parametrize("seconds", _LONG)
 def test_a_disk_that_is_full_and_gets_room_again(disk: SmallDisk, tmp_path: Path, seconds: float) -> None:
     """Tables can't grow: statements fail, one by one."""
-    with PrivateServer(disk=disk) as server, Scene(server, tmp_path) as scene:
+    with PrivateServer(disk=disk, is_log_apart=True) as server, Scene(server, tmp_path) as scene:
         for _ in range(2):
             scene.worker()
         with Load(server.dsn, bulk_tasks=1_000, payload={"text": "x" * 2_000}) as load:

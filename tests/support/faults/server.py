@@ -130,10 +130,13 @@ class PrivateServer:
 
     Args:
         disk: where the data lie; default: an ordinary folder.
+        is_log_apart: with a `disk`, its log lies elsewhere and always has room.
         **settings: as for `conf`.
     """
 
-    def __init__(self, *, disk: SmallDisk | None = None, **settings: str | float | bool) -> None:
+    def __init__(
+        self, *, disk: SmallDisk | None = None, is_log_apart: bool = False, **settings: str | float | bool
+    ) -> None:
         self._programs = _programs_of(os.environ.get("FASTQ_TEST_PG_BIN", ""))
         self._disk = disk
         account = self._programs.account
@@ -150,6 +153,9 @@ class PrivateServer:
             self.data_dir, shown = disk.path / "data", disk.seen_from_here / "data"
         self._data_seen = shown
         self._programs.run("/bin/cp", "-a", self._programs.template, self.data_dir, prefix=self._prefix)
+        if is_log_apart:
+            move = 'mv "$1/pg_wal" "$2" && ln -s "$2" "$1/pg_wal"'
+            self._programs.run("/bin/sh", "-c", move, "sh", self.data_dir, self._folder / "wal", prefix=self._prefix)
         self.port = free_port()
         role_password = secrets.token_hex(16)
         self._write_conf(settings)
