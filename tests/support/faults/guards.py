@@ -15,13 +15,12 @@ _LEADER: Final = "tests/integration/test_storage_leader.py::"
 _LEAVES: Final = "tests/integration/test_storage_leaves.py::"
 _RULES: Final = "tests/integration/test_rules.py::"
 _RACES: Final = "tests/integration/test_rules_races.py::"
-_UPKEEP: Final = "tests/integration/test_upkeep.py::"
+_INTERLEAVED: Final = "tests/integration/test_rules_fences.py::"
 _STOP: Final = "tests/faults/test_process_stop.py::"
 
 _LEADS: Final = "EXISTS (SELECT FROM fastq.leader WHERE holder = $1::bigint AND term = $2::bigint)"
 #: The same parameters, and no question.
 _LEADS_NOT: Final = "$1::bigint IS NOT NULL AND $2::bigint IS NOT NULL"
-_DEPOSED: Final = (_LEADER + "test_a_deposed_leader_does_no_upkeep",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +51,6 @@ class Guard:
 
 def _sql(name: str, statement: str, old: str, new: str, *tests: str) -> Guard:
     return Guard(name, f"sql/queries/{statement}.sql", ((old, new),), tests)
-
-
-def _term(statement: str) -> Guard:
-    return _sql(f"{statement}: the leader's term", statement, _LEADS, _LEADS_NOT, *_DEPOSED)
 
 
 def _rust(name: str, file: str, old: str, new: str, *tests: str) -> Guard:
@@ -138,7 +133,6 @@ GUARDS: Final = (
         "engine/consume/claim",
         "            books.last_no += asked.limit + 1;\n",
         "",
-        _RACES + "test_a_worker_that_stood_still_for_a_moment_keeps_all_that_it_holds",
         _RULES + "test_rule_2_a_killed_worker_is_charged_for_what_ran_and_not_for_what_it_held",
     ),
     _rust(
@@ -146,14 +140,14 @@ GUARDS: Final = (
         "engine/consume/claim",
         "        if current {\n            self.hand_over(&chunks);",
         "        if current || true {\n            self.hand_over(&chunks);",
-        _RACES + "test_what_is_claimed_while_its_worker_is_declared_dead_is_rescued_and_runs_once",
+        _INTERLEAVED + "test_rule_1_what_a_claim_brings_after_it_was_rescued_is_not_started",
     ),
     _rust(
         "claim: one under way is no lost one",
         "engine/consume/books",
         "*no <= self.settled_no && !self.held.contains(no)",
         "!self.held.contains(no)",
-        _RACES + "test_a_claim_whose_answer_is_lost_is_given_back_by_the_heartbeat_and_runs_once",
+        _INTERLEAVED + "test_a_claim_whose_answer_is_under_way_is_not_given_back_by_the_heartbeat",
     ),
     # --- a worker that was away ---
     _rust(
@@ -161,8 +155,7 @@ GUARDS: Final = (
         "engine/consume/sched/slot",
         "        if !may_start() {",
         "        if false && !may_start() {",
-        _RACES + "test_a_worker_that_stood_still_past_its_death_starts_nothing_it_lost_and_its_result_is_refused",
-        _STOP + "test_a_worker_that_is_stopped_between_two_starts_of_a_batch_starts_no_more_of_it[sync]",
+        _INTERLEAVED + "test_rule_3_a_thread_starts_no_more_of_its_batch_once_the_deadline_has_passed",
     ),
     _rust(
         "start: the deadline, on an event loop",
@@ -177,7 +170,7 @@ GUARDS: Final = (
         "engine/consume/upkeep",
         "let silent = if self.is_in_contact() { silent } else { Vec::new() };",
         "",
-        _UPKEEP + "test_a_leader_that_was_cut_off_declares_nobody_dead_when_it_is_back",
+        _INTERLEAVED + "test_rule_3_a_leader_that_is_back_first_declares_nobody_dead_for_its_own_absence",
     ),
     _sql(
         "rescue: only claims of the dead",
@@ -217,13 +210,29 @@ GUARDS: Final = (
         "",
         _LEADER + "test_of_two_that_take_an_expired_lease_one_gets_it",
     ),
-    _term("declare_dead"),
-    _term("rescue_claims"),
-    _term("forget_consumers"),
-    _term("promote_tasks"),
-    _term("open_leaf"),
-    _term("check_leaf_empty"),
-    _term("purge_dead"),
+    *(
+        _sql(
+            f"{statement}: the leader's term",
+            statement,
+            _LEADS,
+            _LEADS_NOT,
+            f"tests/integration/test_storage_terms.py::test_only_the_leader_does_upkeep[{statement}]",
+        )
+        for statement in (
+            "declare_dead",
+            "rescue_claims",
+            "forget_consumers",
+            "promote_tasks",
+            "postpone_task",
+            "open_leaf",
+            "move_chunks",
+            "carry_delayed",
+            "check_leaf_empty",
+            "purge_dead",
+            "purge_errors",
+            "purge_tokens",
+        )
+    ),
     _sql(
         "promotion: each task once",
         "promote_tasks",
@@ -262,6 +271,6 @@ GUARDS: Final = (
         "engine/produce/flight",
         '                    link.execute("flush_log", &[]).await?;\n                    return Ok(Some(true));',
         "                    return Ok(Some(true));",
-        "tests/integration/test_enqueue_doubt.py::test_what_is_found_is_not_answered_before_it_is_on_disk",
+        "tests/integration/test_enqueue_flush.py::test_what_is_found_is_flushed_before_it_is_answered",
     ),
 )
