@@ -105,7 +105,9 @@ def test_snapshot(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("handler", ["sync", "async"])
 def test_latency(dsn: str, handler: Any) -> None:
     found = Latency(tasks=5, handler=handler, idle_seconds=1).run(dsn).to_json()
-    assert 0 < found["enqueue_p50_ms"] <= found["p50_ms"] <= found["p99_ms"] == found["most_ms"]
+    assert 0 < found["enqueue_p50_ms"] <= found["enqueue_p99_ms"]
+    # Handlers may start before the enqueue is answered.
+    assert 0 < found["p50_ms"] <= found["p99_ms"] == found["most_ms"]
     assert found["idle_statements_per_s"] > 0
     assert 0 < found["idle_cpu_percent"] < 100
 
