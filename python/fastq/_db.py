@@ -171,7 +171,7 @@ class Database:
 def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
     # The engine reads the string for both halves, so that they mean the same by it and refuse the same, in the same words.
     given, is_quotable = _engine.parse_dsn(dsn)
-    words = _DEFAULTS | {word: value for word, value in _engine.complete_dsn(given).items() if value} | _FIXED
+    words = _DEFAULTS | _engine.complete_dsn(given) | _FIXED | _service(given)
     place = _describe(words) if is_quotable else "the database"
     try:
         connection = _try_in_turn(words, time.monotonic() + timeout)
@@ -195,6 +195,11 @@ def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
     connection.adapters.register_dumper(int, Int8Dumper)
     connection.adapters.register_dumper(int, Int8BinaryDumper)
     return connection
+
+
+def _service(given: Mapping[str, str]) -> dict[str, str]:
+    """The service that the string names, which is in the words already: without it libpq adds what PGSERVICE names."""
+    return {"service": given["service"]} if "service" in given else {}
 
 
 def _try_in_turn(words: Mapping[str, str], deadline: float) -> psycopg.Connection[Row]:

@@ -434,6 +434,18 @@ def test_the_environment_counts_where_the_string_is_silent(
         assert db.run("SHOW client_encoding") == [("UTF8",)]
 
 
+@pytest.mark.parametrize(("word", "variable"), [("host", "PGHOST"), ("port", "PGPORT"), ("password", "PGPASSWORD")])
+def test_what_is_given_empty_is_not_taken_from_the_environment(
+    first: PrivateServer, monkeypatch: pytest.MonkeyPatch, word: str, variable: str
+) -> None:
+    words = conninfo_to_dict(first.dsn)
+    monkeypatch.setenv(variable, str(words.pop(word)))
+    assert refusals(make_conninfo(**words)) == (None, None)
+    engine, cold = refusals(make_conninfo(**words | {word: ""}))
+    assert engine is not None
+    assert cold is not None
+
+
 def test_a_service(first: PrivateServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "services.conf"
     lines = [f"{word}={value}" for word, value in conninfo_to_dict(first.dsn).items()]
@@ -441,5 +453,7 @@ def test_a_service(first: PrivateServer, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PGSERVICEFILE", str(path))
     assert refusals("service=mine") == (None, None)
     assert refusals("postgresql://?service=mine") == (None, None)
+    monkeypatch.setenv("PGSERVICE", "nosuch")
+    assert refusals("service=mine") == (None, None)
     monkeypatch.setenv("PGSERVICE", "mine")
     assert refusals("application_name=a") == (None, None)

@@ -114,7 +114,7 @@ impl std::error::Error for Error {}
 
 /// A FATAL error, an administrator's shutdown or a server in start-up or recovery ends or denies the connection.
 fn ends_connection(e: &DbError) -> bool {
-    let class = &e.code().code()[..2];
+    let class = e.code().code().get(..2).unwrap_or("");
     matches!(e.severity(), "FATAL" | "PANIC")
         || class == "08"
         || matches!(e.code().code(), "57P01" | "57P02" | "57P03" | "25006")
@@ -122,7 +122,7 @@ fn ends_connection(e: &DbError) -> bool {
 
 /// Deadlocks, serialization failures, full disks and the like pass; a constraint or a syntax error does not.
 fn is_transient(code: &SqlState) -> bool {
-    matches!(&code.code()[..2], "08" | "40" | "53" | "55" | "57" | "58")
+    matches!(code.code().get(..2).unwrap_or(""), "08" | "40" | "53" | "55" | "57" | "58")
 }
 
 impl From<tokio_postgres::Error> for Error {

@@ -133,8 +133,7 @@ impl Dialer<'_> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match self.options.connect_timeout {
             Some(limit) if limit > Duration::ZERO => limit.min(left),
-            Some(_) => left,
-            None => left / u32::try_from(share.max(1)).unwrap_or(u32::MAX),
+            _ => left / u32::try_from(share.max(1)).unwrap_or(u32::MAX),
         }
     }
 

@@ -60,6 +60,8 @@ impl Named {
     /// What is known of the file; None: it is not there, and need not be.
     fn look(&self, word: &str) -> Result<Option<Metadata>> {
         match fs::metadata(&self.path) {
+            // A pipe would keep whoever reads it waiting, and with it the heartbeat.
+            Ok(about) if !about.is_file() => Err(wrong_file(word, &self.path, "is not a plain file")),
             Ok(about) => Ok(Some(about)),
             Err(e) if !self.is_given && matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(None)
