@@ -69,7 +69,8 @@ impl Fault {
             let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
             let message = format!("{} [{code}]{hint}", db.message());
             // Whoever is refused now will be refused later: the login (28), no such database, no right to connect to it.
-            let (is_login, is_final) = (code.starts_with("28"), ["28", "3D", "42"].contains(&code.get(..2).unwrap_or("")));
+            let (is_login, is_final) =
+                (code.starts_with("28"), ["28", "3D", "42"].contains(&code.get(..2).unwrap_or("")));
             let message = if is_login { message + &note } else { message };
             return Self { message, other_way: is_login, is_final, sqlstate: Some(code.to_owned()) };
         }
