@@ -17,6 +17,8 @@ from tests.support.waiting import wait_until
 _PAUSE: Final = 0.02
 #: Tasks of one bulk enqueue.
 _BULK: Final = 40
+#: More than a test takes workers away from one task: none is to fail for that.
+_MAX_ATTEMPTS: Final = 25
 
 
 class Arrivals:
@@ -73,7 +75,7 @@ class Arrivals:
             with Producer(self._lab.dsn, schema=self._lab.schema) as producer:
                 while not self._over.wait(_PAUSE * count / 2):
                     delays = [rnd.uniform(*self._delay) if self._delay else None for _ in range(count)]
-                    tasks = [Task("t", self._payload(rnd), delay=delay) for delay in delays]
+                    tasks = [Task("t", self._payload(rnd), delay=delay, max_attempts=_MAX_ATTEMPTS) for delay in delays]
                     results = [producer.enqueue(tasks[0])] if count == 1 else list(producer.enqueue_many(tasks))
                     with self._lock:
                         self._ids += [result.id for result in results]
