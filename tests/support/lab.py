@@ -85,11 +85,12 @@ class Lab:
     # --- who works ---------------------------------------------------------------------------------
 
     def consumer(self, handler: Callable[[TaskInfo], object] | None = None, **settings: Any) -> Consumer:
-        """One for type ``t``, started; without a handler, one that only does its upkeep."""
+        """One for type ``t``, started; without a handler, one that only does its upkeep. ``timeout`` is the handler's."""
+        timeout = settings.pop("timeout", None)
         dsn = settings.pop("dsn", self.dsn)
         type_ = settings.pop("type", "t" if handler is not None else "nothing of the kind")
         consumer = new_consumer(dsn, self.schema, **(self._settings | settings))
-        consumer.handler(type_)(handler or (lambda _: None))
+        consumer.handler(type_, timeout=timeout)(handler or (lambda _: None))
         consumer.start()
         self._stack.callback(_stop, consumer, handler)
         return consumer

@@ -9,16 +9,15 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::engine::consume::moment::Moment;
-use crate::engine::consume::outcomes::Ended;
 use crate::engine::consume::sched::{Kind, Message, Next, Take};
 use crate::engine::consume::task::{Failure, Outcome, Task};
-use crate::engine::consume::{self, Phase, Settings, Shared, micros};
+use crate::engine::consume::{self, Phase, Settings, Shared};
 use crate::engine::error::{Error, Kind as ErrorKind};
 use crate::py::error::OrRaise;
 use crate::py::mailbox;
 use crate::py::task::TaskInfo;
 
-/// A thread hands its outcomes over after this long, even within a batch.
+/// A thread hands its outcomes over after this long, even within a batch; while it is within a handler, the engine's watch does.
 const HAND_OVER: Duration = Duration::from_millis(1);
 /// Seconds until a task runs again whose handler could not even be called (no memory).
 const UNCALLED_S: f64 = 60.0;
@@ -198,15 +197,11 @@ impl Engine {
         let this = slf.get();
         let shared = this.shared(py)?;
         let slot = shared.join_thread();
-        let mut outcomes: Vec<Ended> = Vec::with_capacity(64);
         let mut last = None;
         let mut began = Moment::now();
         loop {
             let take = match shared.take(&slot, last.take(), began) {
-                Take::Empty => {
-                    shared.outcomes.append(&mut outcomes);
-                    py.detach(|| shared.wait_for_work(&slot, IDLE))
-                }
+                Take::Empty => py.detach(|| shared.wait_for_work(&slot, IDLE)),
                 take => take,
             };
             let kind = match take {
@@ -222,13 +217,12 @@ impl Engine {
                 let task = match slot.begin(began, || shared.may_start(began)) {
                     Next::Run(task) => task,
                     Next::Late(tasks) => {
-                        outcomes.extend(tasks.iter().map(|t| Ended::given_back(t.holder())));
+                        shared.give_back(tasks);
                         break;
                     }
                     Next::Done => break,
                 };
                 count += 1;
-                let holder = task.holder();
                 shared.counters.started(1);
                 let outcome = this.call(py, handler, task, &shared);
                 if this.check_pid().is_err() {
@@ -236,19 +230,16 @@ impl Engine {
                     return Ok(());
                 }
                 let now = Moment::now();
-                if slot.finish() {
-                    outcomes.push(Ended { holder, took_us: micros(now.since(began)), outcome });
-                }
+                slot.finish(now, outcome);
                 began = now;
                 if now.since(handed_over) > HAND_OVER {
                     handed_over = now;
-                    shared.outcomes.append(&mut outcomes);
+                    slot.hand_over(&shared.outcomes);
                 }
             }
-            shared.outcomes.append(&mut outcomes);
+            slot.hand_over(&shared.outcomes);
             last = Some((kind, count, began.since(batch_began)));
         }
-        shared.outcomes.append(&mut outcomes);
         shared.leave_thread(&slot);
         Ok(())
     }

@@ -373,13 +373,16 @@ impl Shared {
         let mut sched = self.sched.lock();
         sched.stop();
         let unstarted = sched.take_unstarted();
+        // After that: a thread now ends at most the task that it runs, and then hands that over itself.
+        sched.hand_over(&self.outcomes);
         drop(sched);
         self.give_back(unstarted);
         self.advance(Phase::Stopping);
         self.work.notify_all();
     }
 
-    fn give_back(&self, tasks: Vec<Task>) {
+    /// Tasks that were claimed and are not to start here.
+    pub fn give_back(&self, tasks: Vec<Task>) {
         let mut ended: Vec<Ended> = tasks.iter().map(|t| Ended::given_back(t.holder())).collect();
         self.outcomes.append(&mut ended);
     }

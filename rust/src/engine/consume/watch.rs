@@ -1,4 +1,4 @@
-//! What is looked at again and again: threads that are stuck, attempts whose time is up.
+//! What is looked at again and again: threads that are stuck, results that lie with them, attempts whose time is up.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::engine::consume::moment::Moment;
 use crate::engine::consume::{Phase, Shared};
 
-/// When tasks wait, threads are idle and no batch is taken, those at work are stuck in handlers: one more thread each 2 ms.
+/// When tasks wait, threads are idle and no batch is taken, those at work are stuck in handlers: one more thread each 2 ms. What they
+/// ended before is handed over for them (`Shared::stop` does so for the time after it).
 pub(super) async fn threads(shared: &Shared) {
     let mut last = 0;
     while shared.phase() == Phase::Running {
@@ -16,6 +17,7 @@ pub(super) async fn threads(shared: &Shared) {
         };
         tokio::time::sleep(Duration::from_millis(if is_idle { 20 } else { 2 })).await;
         let mut sched = shared.sched.lock();
+        sched.hand_over(&shared.outcomes);
         let takes = sched.takes();
         if takes == last && sched.has_waiting() && shared.may_start(Moment::now()) {
             shared.rouse_one(&mut sched);
@@ -35,7 +37,7 @@ pub(super) async fn time(shared: &Shared) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
         let mut sched = shared.sched.lock();
-        let expired = sched.expire(Moment::now());
+        let expired = sched.expire(Moment::now(), &shared.outcomes);
         shared.expiring.fetch_add(expired.len(), Ordering::AcqRel);
         drop(sched);
         if expired.is_empty() {

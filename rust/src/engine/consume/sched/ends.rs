@@ -1,16 +1,18 @@
 //! What ends from outside: attempts whose time is up, and all that has not started when the consumer stops or was declared dead.
 
 use crate::engine::consume::moment::Moment;
+use crate::engine::consume::outcomes::Outcomes;
 use crate::engine::consume::sched::{Expired, Message, Sched};
 use crate::engine::consume::task::{Holder, Task};
 
 impl Sched {
-    /// Ends the attempts whose time is up: their threads are written off, their coroutines told to stop.
-    pub fn expire(&mut self, now: Moment) -> Vec<Expired> {
+    /// Ends the attempts whose time is up: their threads are written off, their coroutines told to stop. What such a thread had done
+    /// before is handed over here: once its place is free nobody waits for it.
+    pub fn expire(&mut self, now: Moment, outcomes: &Outcomes) -> Vec<Expired> {
         let mut expired = Vec::new();
         for slot in self.slots.clone() {
             let limit = |kind: usize| self.kinds[kind].kind.timeout;
-            let Some((late, left)) = slot.expire(now, limit) else { continue };
+            let Some((late, left)) = slot.expire(now, limit, outcomes) else { continue };
             self.slots.retain(|s| !std::sync::Arc::ptr_eq(s, &slot));
             self.ended(late.task.chunk.kind);
             self.requeue(left);
@@ -77,6 +79,13 @@ impl Sched {
         self.buffered = 0;
         self.buffered_bytes = 0;
         out
+    }
+
+    /// Hands over what has ended in threads that may be long in coming to it, stuck in their next handlers.
+    pub fn hand_over(&self, outcomes: &Outcomes) {
+        for slot in &self.slots {
+            slot.hand_over(outcomes);
+        }
     }
 
     /// Nothing starts any more.

@@ -1,15 +1,18 @@
-//! A handler thread's place: what it runs, and what it took and has not started.
+//! A handler thread's place: what it runs, what it took and has not started, and what has ended there.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::engine::consume::micros;
 use crate::engine::consume::moment::Moment;
+use crate::engine::consume::outcomes::{Ended, Outcomes};
 use crate::engine::consume::sched::Expired;
-use crate::engine::consume::task::{Holder, Task};
+use crate::engine::consume::task::{Holder, Outcome, Task};
 
-/// See the module. What is not started an idle thread may steal, and a stop or a death takes it away.
+/// See the module. What is not started an idle thread may steal, and a stop or a death takes it away. What has ended is here, and not
+/// with the thread, so that others can hand it over while the thread's next handler takes its time.
 #[derive(Debug, Default)]
 pub struct Slot {
     inner: Mutex<State>,
@@ -19,6 +22,8 @@ pub struct Slot {
 struct State {
     local: VecDeque<Task>,
     current: Option<Current>,
+    /// Not handed over yet.
+    ended: Vec<Ended>,
     written_off: bool,
 }
 
@@ -58,10 +63,18 @@ impl Slot {
         Next::Run(task)
     }
 
-    /// The current task's handler has ended. False: its attempt ended before (timed out), so its result must not count.
-    pub fn finish(&self) -> bool {
+    /// The current task's handler has ended. Does nothing where its attempt ended before (timed out): its result must not count.
+    pub fn finish(&self, now: Moment, outcome: Outcome) {
         let mut slot = self.inner.lock();
-        slot.current.take().is_some() && !slot.written_off
+        if let Some(current) = slot.current.take() {
+            let took_us = micros(now.since(current.started));
+            slot.ended.push(Ended { holder: current.task.holder(), took_us, outcome });
+        }
+    }
+
+    /// Hands over what has ended. Within the lock: a thread that finds nothing left to hand over may report its end.
+    pub fn hand_over(&self, outcomes: &Outcomes) {
+        outcomes.append(&mut self.inner.lock().ended);
     }
 
     /// Whether the thread was replaced and should leave.
@@ -99,17 +112,19 @@ impl Slot {
         self.inner.lock().current.as_ref().map(|c| c.task.holder())
     }
 
-    /// Writes the thread off if its task has run for longer than `limit` (by type) allows: the attempt that ended, and what it had not
-    /// started.
+    /// Writes the thread off if its task has run for longer than `limit` (by type) allows, and hands over what ended before: the attempt
+    /// that ran out of time, and what had not started.
     pub(super) fn expire(
         &self,
         now: Moment,
         limit: impl FnOnce(usize) -> Option<Duration>,
+        outcomes: &Outcomes,
     ) -> Option<(Expired, Vec<Task>)> {
         let mut slot = self.inner.lock();
         let timeout = limit(slot.current.as_ref()?.task.chunk.kind)?;
         let current = slot.current.take_if(|c| now.since(c.started) >= timeout)?;
         slot.written_off = true;
+        outcomes.append(&mut slot.ended);
         let expired = Expired { task: current.task, started: current.started, timeout };
         Some((expired, slot.local.drain(..).collect()))
     }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::engine::consume::outcomes::Outcomes;
+use crate::engine::consume::task::Outcome;
 
 const TRIP: Duration = Duration::from_millis(1);
 
@@ -22,7 +24,7 @@ fn drain(slot: &Slot) -> Vec<i64> {
     let mut ids = Vec::new();
     while let Next::Run(task) = slot.begin(Moment::now(), || true) {
         ids.push(task.id());
-        assert!(slot.finish());
+        slot.finish(Moment::now(), Outcome::Completed);
     }
     ids
 }
@@ -33,6 +35,11 @@ fn begin(slot: &Slot, now: Moment) -> Task {
         Next::Run(task) => task,
         next => panic!("{next:?}"),
     }
+}
+
+/// Takes what was handed over.
+fn ids(outcomes: &Outcomes) -> Vec<i64> {
+    outcomes.take(usize::MAX).iter().map(|e| e.holder.id).collect()
 }
 
 /// Begins a run, which is there.
@@ -114,7 +121,7 @@ fn an_idle_thread_steals_what_another_has_not_started() {
     let two = sched.join_thread();
     assert_eq!(sched.take(&two, None, true), Take::Batch(0));
     let stolen = drain(&two);
-    assert!(one.finish());
+    one.finish(Moment::now(), Outcome::Completed);
     let mut all = drain(&one);
     all.push(first.id());
     all.extend(&stolen);
@@ -191,18 +198,25 @@ fn an_attempt_that_ran_out_of_time_frees_its_place_and_its_result_does_not_count
     let limit = Some(Duration::from_millis(10));
     let mut sched = sched(vec![kind("a", false, 1, limit), kind("b", true, 1, limit)], 2);
     let one = sched.join_thread();
-    assert!(sched.push(&chunk(0, 0, 0..2)));
+    teach(&mut sched, 0, 10);
+    assert!(sched.push(&chunk(0, 0, 0..3)));
     assert!(sched.push(&chunk(1, 0, 10..11)));
     let begun = Moment::now();
     assert_eq!(sched.take(&one, None, true), Take::Batch(0));
     begin(&one, begun);
+    one.finish(begun, Outcome::Completed);
+    begin(&one, begun);
+    let outcomes = Outcomes::default();
     let [run] = starts(&sched.receive(10, true))[..] else { panic!("one async task") };
     begin_run(&mut sched, run, begun);
-    assert!(sched.expire(begun).is_empty());
-    let expired: Vec<i64> = sched.expire(begun + Duration::from_millis(11)).iter().map(|e| e.task.id()).collect();
-    assert_eq!(expired, [0, 10]);
+    assert!(sched.expire(begun, &outcomes).is_empty());
+    let expired = sched.expire(begun + Duration::from_millis(11), &outcomes);
+    assert_eq!(expired.iter().map(|e| e.task.id()).collect::<Vec<_>>(), [1, 10]);
+    assert_eq!(ids(&outcomes), [0], "what its thread had done before");
     assert_eq!(sched.running(), 0);
-    assert!(!one.finish(), "the late result of the thread");
+    one.finish(begun, Outcome::Completed);
+    one.hand_over(&outcomes);
+    assert!(outcomes.is_empty(), "the late result of the thread");
     assert!(sched.finish_run(run, begun).is_none(), "the late result of the coroutine");
     assert!(matches!(sched.receive(10, true)[..], [Message::Cancel(r, _)] if r == run));
     assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Leave);
@@ -328,6 +342,28 @@ fn careful_tasks_of_a_type_at_its_own_cap_get_its_next_slot_and_no_others() {
 }
 
 #[test]
+fn what_ended_before_a_handler_that_hangs_is_handed_over_once_and_by_others() {
+    let mut sched = sched(vec![kind("a", false, 4, None)], 4);
+    teach(&mut sched, 0, 10);
+    let one = sched.join_thread();
+    let outcomes = Outcomes::default();
+    assert!(sched.push(&chunk(0, 0, 0..4)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    for _ in 0..2 {
+        begin(&one, Moment::now());
+        one.finish(Moment::now(), Outcome::Completed);
+    }
+    begin(&one, Moment::now());
+    assert!(outcomes.is_empty());
+    sched.hand_over(&outcomes);
+    assert_eq!(ids(&outcomes), [0, 1]);
+    one.finish(Moment::now(), Outcome::Completed);
+    one.hand_over(&outcomes);
+    sched.hand_over(&outcomes);
+    assert_eq!(ids(&outcomes), [2]);
+}
+
+#[test]
 fn each_start_of_a_batch_asks_for_itself_and_the_rest_is_handed_back() {
     let mut sched = sched(vec![kind("a", false, 4, None), kind("b", true, 4, None)], 8);
     teach(&mut sched, 0, 10);
@@ -335,7 +371,7 @@ fn each_start_of_a_batch_asks_for_itself_and_the_rest_is_handed_back() {
     assert!(sched.push(&chunk(0, 0, 0..20)));
     assert_eq!(sched.take(&one, None, true), Take::Batch(0));
     assert_eq!(begin(&one, Moment::now()).id(), 0);
-    assert!(one.finish());
+    one.finish(Moment::now(), Outcome::Completed);
     // It stood still here, past the deadline.
     let Next::Late(late) = one.begin(Moment::now(), || false) else { panic!("it starts something") };
     assert_eq!(late.iter().map(Task::id).collect::<Vec<_>>(), (1..20).collect::<Vec<_>>());
