@@ -18,6 +18,7 @@ from tests.support.waiting import wait_until
 
 _TASKS = """
 import asyncio
+import time
 import fastq
 app = fastq.App()
 other = 5
@@ -34,6 +35,11 @@ async def asynchronous(n: int) -> None:
 @app.task("slow")
 async def slow() -> None:
     await asyncio.sleep(60)
+
+@app.task("endless")
+def endless() -> None:
+    while True:
+        time.sleep(0.001)
 
 @app.task("chain")
 def chain() -> None:
@@ -91,7 +97,7 @@ def test_it_works_until_a_signal(
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
-    assert "runs async, chain, slow, sync of all queues in schema" in err
+    assert "runs async, chain, endless, slow, sync of all queues in schema" in err
     assert "has stopped" in err
     # A line is a time, a level, a name and a message.
     assert all(line[:4].isdigit() and " fastq." in line for line in err.splitlines())
@@ -108,6 +114,19 @@ def test_a_second_signal_ends_it_at_once(start: Start, producer: Producer, db: p
     _, err = process.communicate(timeout=20)
     assert process.returncode == 0
     assert "1 handlers did not end in time" in err
+
+
+def test_threads_that_were_given_up_do_not_abort_it(start: Start, producer: Producer, db: psycopg.Connection) -> None:
+    producer.enqueue_many(Task("endless", {}) for _ in range(8))
+    process = start("mytasks:app")
+    wait_for_states(db, {"running": 8})
+    process.terminate()
+    wait_until(lambda: db.execute("SELECT bool_and(stopping) FROM consumer").fetchone() == (True,))
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert "8 handlers did not end in time" in err
+    assert err.count("has stopped") == 1
 
 
 def test_options(start: Start, producer: Producer, db: psycopg.Connection, dsn: str, migrated: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import os
 import sys
+import threading
 
 import click
 
@@ -62,6 +64,16 @@ def worker(
     )
     consumer.run()
     _log.info("process %d has stopped", os.getpid())
+    if any(thread.name.startswith("fastq-handler-") for thread in threading.enumerate()):
+        _leave()
+
+
+def _leave() -> None:
+    """End the process beside handlers that were given up: where the interpreter ends their threads, under a native call, it is aborted."""
+    atexit._run_exitfuncs()  # noqa: SLF001 - what was registered runs as at any end
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def load_app(target: str) -> App:
