@@ -101,6 +101,44 @@ def test_what_is_claimed_while_its_worker_is_declared_dead_is_rescued_and_runs_o
     wait_until(lambda: lab.value("SELECT count(*) FROM consumer") == 1, message="the dead one forgotten")
 
 
+def test_what_a_dead_name_claimed_and_gets_while_its_worker_registers_anew_is_left_to_others(lab: Lab) -> None:
+    """The new registration allows starts again: what comes in just before it, in the name of the dead, must not be among them."""
+    links = lab.links()
+    runs = Runs()
+    consumer = lab.consumer(runs, dsn=links.dsn, dead_after=60)
+    [first] = lab.enqueue(None)
+    lab.wait_for(completed=1)
+    me = lab.consumer_id()
+    # A registration waits for us.
+    lab.db.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN PERFORM pg_advisory_xact_lock(hashtext(TG_TABLE_SCHEMA)); RETURN NEW; END$$"
+    )
+    lab.db.execute("CREATE TRIGGER wait BEFORE INSERT ON consumer FOR EACH ROW EXECUTE FUNCTION wait()")
+    lab.db.execute("SELECT pg_advisory_lock(hashtext(%s))", [lab.schema])
+    links.hold_answers("claim")
+    ids = lab.enqueue(count=20)
+    wait_until(lambda: len(lab.claimed(me)) == 20)
+    links.wait_for_answer("claim")
+    assert lab.all("DELETE FROM consumer WHERE id = %s RETURNING id", me)
+    wait_until(
+        lambda: lab.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1,
+        message="its new registration under way",
+    )
+    links.flow("claim")
+    wait_until(lambda: consumer.stats()["claimed"] == 21)
+    assert lab.value("SELECT count(*) FROM consumer") == 0, "the answer came before the registration"
+    lab.db.execute("SELECT pg_advisory_unlock(hashtext(%s))", [lab.schema])
+    again = lab.consumer_id(other_than=[me])
+    lab.wait_for(completed=21)
+    assert sorted(runs.started) == [(id_, 1) for id_ in [first, *ids]]
+    names = {
+        consumer for (consumer,) in lab.all("SELECT DISTINCT consumer FROM done WHERE NOT ids @> %s::bigint", first)
+    }
+    assert names == {again}
+    assert consumer.stats()["refused"] == 0
+
+
 # --- results in doubt ------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ use std::collections::{HashMap, HashSet};
 pub struct Books {
     /// Consumer ids, one a registration; the last is the present one.
     pub epochs: Vec<i64>,
+    /// The registration that was last found gone.
+    pub lost: Option<u32>,
     /// Tasks still in flight by registration and claim number.
     pub held: HashMap<(u32, i64), u64>,
     /// The last claim number used; grows before each send, so that none is ever used twice.
@@ -38,6 +40,16 @@ impl Books {
     /// The present consumer id.
     pub fn me(&self) -> i64 {
         self.epochs.last().copied().unwrap_or(0)
+    }
+
+    /// Whether the present registration was found gone, and there is no new one yet.
+    pub fn is_lost(&self) -> bool {
+        self.lost == Some(self.epoch())
+    }
+
+    /// Whether what was claimed under this registration may still start here.
+    pub fn is_current(&self, epoch: u32) -> bool {
+        !self.is_lost() && self.epoch() == epoch
     }
 
     /// `count` tasks of a claim are no longer in flight.

@@ -432,7 +432,7 @@ impl<'a> Claimer<'a> {
             for chunk in &chunks {
                 *books.held.entry((epoch, chunk.no)).or_default() += chunk.ids().len() as u64;
             }
-            books.epoch() == epoch
+            books.is_current(epoch)
         };
         Counters::add(&self.shared.counters.claimed, brought.tasks);
         if current {

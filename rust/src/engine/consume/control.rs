@@ -58,8 +58,6 @@ pub struct Control<'a> {
     upkeep_backoff: Backoff,
     upkeep_trouble: Trouble,
     lost_claims_trouble: Trouble,
-    /// Our registration was found gone, and there is no new one yet.
-    is_lost: bool,
     beat_at: Instant,
     tick_at: Instant,
 }
@@ -82,7 +80,6 @@ impl<'a> Control<'a> {
             upkeep_backoff: Backoff::default(),
             upkeep_trouble: Trouble::new("control"),
             lost_claims_trouble: Trouble::new("control"),
-            is_lost: false,
             beat_at: now + shared.settings.heartbeat_interval,
             tick_at: now,
         }
@@ -198,7 +195,7 @@ impl<'a> Control<'a> {
 
     /// The heartbeat. If it finds no row we were declared dead: others have our tasks, so nothing of them starts here any more.
     async fn beat(&mut self) -> Result<()> {
-        if self.is_lost {
+        if self.books.borrow().is_lost() {
             return self.register_anew().await;
         }
         let Some(link) = &self.link else { return Ok(()) };
@@ -260,10 +257,11 @@ impl<'a> Control<'a> {
         Ok(())
     }
 
-    /// Our registration is gone. In this order: no start is allowed any more, then what waits for one is taken away; only then may a new
-    /// registration allow starts again, of what is claimed in its name.
+    /// Our registration is gone. In this order: nothing that a claim under way brings in its name is taken in, no start is allowed any
+    /// more, then what waits for one is taken away; only then may a new registration allow starts again, of what is claimed in its name.
     fn drop_unstarted(&mut self, running: u64) {
-        self.is_lost = true;
+        let epoch = self.books.borrow().epoch();
+        self.books.borrow_mut().lost = Some(epoch);
         self.shared.lose();
         let dropped = self.shared.sched.lock().take_unstarted();
         let message = format!(
@@ -284,7 +282,6 @@ impl<'a> Control<'a> {
         if self.shared.phase() < Phase::Stopping {
             let me = register(self.shared, link).await?;
             self.books.borrow_mut().epochs.push(me);
-            self.is_lost = false;
             self.shared.claim_news.notify_one();
         }
         Ok(())
