@@ -52,6 +52,30 @@ def test_rule_2_beside_a_killer_on_track_2_nobody_is_charged_without_a_start(lab
     assert lab.completions() == dict.fromkeys(innocents, 1)
 
 
+@pytest.mark.parametrize(("concurrency", "workers"), [(1, None), (8, 1)])
+def test_a_careful_task_and_one_that_runs_alone_that_wait_for_the_same_slot_both_run(
+    lab: Lab, concurrency: int, workers: int | None
+) -> None:
+    gate = lab.gate()
+    worker = lab.worker(types={"t": workers}, concurrency=concurrency)
+    [held] = lab.enqueue(gate.orders)
+    wait_until(lambda: lab.journal.started() == [held])
+    # Rows of their own: what was enqueued together would be moved together.
+    ids = [lab.enqueue(None)[0] for _ in range(3)]
+    for track, id_ in ((2, ids[0]), (3, ids[1])):
+        assert lab.all("UPDATE ready SET track = %s WHERE lo = %s RETURNING lo", track, id_)
+    [me] = lab.ids_of(worker.pid)
+    # Ticks show both to the claimer, which then waits for quiet.
+    for _ in range(4):
+        beat = lab.value("SELECT beat_at FROM consumer WHERE id = %s", me)
+        wait_until(
+            lambda beat=beat: lab.value("SELECT beat_at > %s FROM consumer WHERE id = %s", beat, me)  # type: ignore[misc]
+        )
+    gate.open()
+    lab.wait_for(completed=4)
+    assert lab.completions() == dict.fromkeys([held, *ids], 1)
+
+
 def test_a_claim_of_what_runs_alone_that_fails_is_told_and_holds_nothing_up(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:

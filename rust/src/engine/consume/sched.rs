@@ -278,12 +278,14 @@ impl Sched {
         (self.saved, self.owed) = (0, 0);
     }
 
-    /// Nothing more starts, so that a task of track 3 may run alone. True: nothing runs now.
+    /// Nothing more starts, so that a task of track 3 may run alone. True: nothing runs now. What was saved for careful tasks is given up
+    /// until then: they can't be claimed meanwhile, and the task alone would find no slot beside what is kept for them.
     pub fn hold_for_alone(&mut self) -> bool {
         if self.stopping {
             return false;
         }
         self.alone = true;
+        self.release_saved();
         self.running == 0
     }
 

@@ -193,6 +193,46 @@ fn a_task_that_runs_alone_waits_for_quiet_and_keeps_it() {
     assert_eq!(drain(&one), [8]);
 }
 
+/// A handler runs, a careful task found no slot beside it, and then another waits to run alone.
+fn careful_and_alone(workers: usize, concurrency: usize) {
+    let mut sched = sched(vec![kind("a", false, workers, None)], concurrency);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..1)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(sched.reserve(0, concurrency), 0);
+    assert!(!sched.hold_for_alone());
+    assert_eq!(drain(&one), [0]);
+    assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Empty);
+    assert!(sched.hold_for_alone());
+    assert!(sched.push(&chunk(0, 3, 7..8)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0), "no slot is kept from it");
+    assert_eq!(drain(&one), [7]);
+    assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Empty);
+    assert!(!sched.is_busy_alone());
+    sched.release_alone();
+    assert_eq!(sched.reserve(0, concurrency), workers.min(concurrency), "and the careful task's turn comes");
+}
+
+#[test]
+fn a_task_that_runs_alone_is_not_kept_out_by_a_slot_saved_for_a_careful_one() {
+    careful_and_alone(1, 1);
+    careful_and_alone(1, 8);
+}
+
+#[test]
+fn a_slot_saved_while_a_task_waits_to_run_alone_is_given_up_at_once() {
+    let mut sched = sched(vec![kind("a", false, 1, None)], 1);
+    let one = sched.join_thread();
+    assert!(sched.push(&chunk(0, 0, 0..1)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0));
+    assert_eq!(sched.reserve(0, 1), 0);
+    assert_eq!(drain(&one), [0]);
+    assert_eq!(sched.take(&one, Some((0, 1, TRIP)), true), Take::Empty);
+    assert!(sched.hold_for_alone());
+    assert!(sched.push(&chunk(0, 3, 7..8)));
+    assert_eq!(sched.take(&one, None, true), Take::Batch(0), "it was saved before the hold began");
+}
+
 #[test]
 fn an_attempt_that_ran_out_of_time_frees_its_place_and_its_result_does_not_count() {
     let limit = Some(Duration::from_millis(10));
