@@ -142,3 +142,38 @@ def test_a_duty_that_fails_again_and_again_says_so_once_and_stops_no_other(
     assert len(_said(caplog, "not now")) == 1
     store.sql(f"DROP TRIGGER refuse ON fastq.{table}")
     wait_until(lambda: len(runs.ids) == 11 and lab.value("SELECT count(*) FROM consumer") == 1)
+
+
+def test_a_leader_whose_duties_take_long_beats_between_them(lab: Lab, store: Session) -> None:
+    """Rescue, promotion and retention in a row would take longer than others wait for a heartbeat."""
+    for table in ("claim", "delayed", "attempt_error"):
+        store.sql(
+            f"CREATE FUNCTION fastq.slow_{table}() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN PERFORM pg_sleep(2); RETURN NULL; END$$"
+        )
+        store.sql(
+            f"CREATE TRIGGER slow BEFORE DELETE ON fastq.{table} FOR EACH STATEMENT EXECUTE FUNCTION fastq.slow_{table}()"
+        )
+    lab.db.execute("CREATE TABLE beat (at timestamptz DEFAULT clock_timestamp())")
+    lab.db.execute(
+        "CREATE FUNCTION note_beat() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS "
+        "$$BEGIN INSERT INTO beat DEFAULT VALUES; RETURN NULL; END$$"
+    )
+    lab.db.execute("CREATE TRIGGER note AFTER INSERT OR UPDATE ON consumer FOR EACH ROW EXECUTE FUNCTION note_beat()")
+    lost = enqueue(store, 10)
+    Worker(store, 4711).claim(10)
+    store.sql("UPDATE fastq.consumer SET dead_at = clock_timestamp()")
+    [delayed] = lab.enqueue(None, delay=0.01)
+    wait_until(lambda: lab.value("SELECT max(run_at) < clock_timestamp() FROM delayed"))
+    lab.db.execute("TRUNCATE beat")
+    runs = Runs()
+    # A statement may take (7 - 1) / 2 seconds.
+    consumer = lab.consumer(runs, heartbeat_interval=1.0, dead_after=7.0, lease=6.0)
+    wait_until(lambda: {*runs.ids} == {*lost, delayed}, timeout=40)
+    beats = consumer.stats()["beats"]
+    wait_until(lambda: consumer.stats()["beats"] >= beats + 2)
+    gap = lab.value(
+        "SELECT extract(epoch FROM max(gap)) FROM (SELECT at - lag(at) OVER (ORDER BY at) AS gap FROM beat) g"
+    )
+    # An interval and one slow statement.
+    assert 2 <= gap < 3.9

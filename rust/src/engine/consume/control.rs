@@ -146,7 +146,7 @@ impl<'a> Control<'a> {
         }
         if now >= self.tick_at {
             let Some(link) = &self.link else { return Ok(()) };
-            match self.upkeep.tick(link).await {
+            match self.upkeep.tick(link, self.beat_at).await {
                 Ok(next) => {
                     self.upkeep_backoff.reset();
                     self.upkeep_trouble.end(self.shared, "upkeep works again");

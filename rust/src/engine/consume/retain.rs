@@ -57,13 +57,22 @@ impl Retention {
         Self { completed, failed, step: Step::OpenLeaf, leaves: Vec::new(), due: Instant::now() }
     }
 
-    /// The steps that are due, for a short while. True: a round is over.
-    pub async fn work(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<bool> {
-        let until = Instant::now() + SLICE;
+    /// The steps that are due, for a short while, which ends at `beat_at` at the latest, but one in any case. True: a round is over.
+    pub async fn work(
+        &mut self,
+        shared: &Shared,
+        link: &Link,
+        (me, term): (i64, i64),
+        beat_at: Instant,
+    ) -> Result<bool> {
+        let until = beat_at.min(Instant::now() + SLICE);
         let mut is_over = false;
-        while Instant::now() >= self.due && Instant::now() < until {
+        while Instant::now() >= self.due {
             self.step(shared, link, me, term).await?;
             is_over |= self.step == Step::OpenLeaf;
+            if Instant::now() >= until {
+                break;
+            }
         }
         Ok(is_over)
     }

@@ -4,7 +4,7 @@
 mod rescue;
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,37 @@ pub struct Upkeep<'a> {
     promotion_trouble: Trouble,
     /// Tasks that could not be made ready and that were named.
     postponed: HashSet<i64>,
+    /// Lanes with tasks made ready of which the others were not told yet.
+    untold: BTreeSet<i32>,
+    notify_trouble: Trouble,
+    /// What the last look has shown, where a heartbeat came between.
+    seen: Option<Seen>,
+}
+
+/// What the leader sees in one look, and has not done yet.
+#[derive(Debug)]
+struct Seen {
+    at: Instant,
+    /// Holder and term.
+    leader: (i64, i64),
+    silent: Vec<i64>,
+    orphaned: bool,
+    dead: bool,
+    open_leaf: Option<i16>,
+    due_in: Option<f64>,
+    /// The last one first.
+    duties: Vec<Duty>,
+    /// Until the next look.
+    next: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Duty {
+    Notify,
+    Rescue,
+    Forget,
+    Promote,
+    Retain,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,16 +106,42 @@ impl<'a> Upkeep<'a> {
             promote: PROMOTE,
             promotion_trouble: Trouble::new("leader"),
             postponed: HashSet::new(),
+            untold: BTreeSet::new(),
+            notify_trouble: Trouble::new("leader"),
+            seen: None,
         }
     }
 
     /// The database could not be reached: silence does not count from here on.
     pub fn lose_contact(&mut self) {
         self.contact = None;
+        self.seen = None;
     }
 
-    /// One tick; answers when the next is due.
-    pub async fn tick(&mut self, link: &Link) -> Result<Duration> {
+    /// One tick; answers when the next is due. Each of its statements may take its time: once the heartbeat is due (`beat_at`) the rest is
+    /// left to the next tick, at once after it. However late it is, each tick sends one statement: a slow database is no end of upkeep.
+    pub async fn tick(&mut self, link: &Link, beat_at: Instant) -> Result<Duration> {
+        let (mut seen, mut is_first) = match self.seen.take() {
+            Some(seen) => (seen, true),
+            None => match self.look(link).await? {
+                Some(seen) => (seen, false),
+                None => return Ok(TICK * 2),
+            },
+        };
+        while let Some(duty) = seen.duties.pop() {
+            if !is_first && Instant::now() >= beat_at {
+                seen.duties.push(duty);
+                self.seen = Some(seen);
+                return Ok(Duration::ZERO);
+            }
+            is_first = false;
+            self.do_duty(link, beat_at, duty, &mut seen).await?;
+        }
+        Ok(seen.next)
+    }
+
+    /// Takes or keeps the lease, and looks what there is to do for its holder.
+    async fn look(&mut self, link: &Link) -> Result<Option<Seen>> {
         let settings = &self.shared.settings;
         let me = self.books.borrow().me();
         let sent = Instant::now();
@@ -92,7 +149,7 @@ impl<'a> Upkeep<'a> {
             (seconds(settings.lease), seconds(settings.lease) * 2.0 / 3.0, seconds(settings.dead_after));
         let row = link.query_opt("tick", &[&me, &lease, &renew, &dead_after]).await?;
         Counters::add(&self.shared.counters.statements, 1);
-        let Some(row) = row else { return Ok(TICK) };
+        let Some(row) = row else { return Ok(None) };
         let (server_time, term): (f64, Option<i64>) = (row.get("now"), row.get("term"));
         self.note_contact(sent, server_time);
         self.note_term(term);
@@ -112,43 +169,66 @@ impl<'a> Upkeep<'a> {
                 self.shared.claim_news.notify_one();
             }
         }
-        let Some(term) = term else { return Ok(TICK * 2) };
-        let (silent, orphaned, dead): (Vec<i64>, bool, bool) =
-            (row.get("silent"), row.get("orphaned"), row.get("dead"));
-        let mut next = TICK;
-        let silent = if self.is_in_contact() { silent } else { Vec::new() };
-        let rescued = self.rescuer.work(self.shared, link, (me, term), &silent, orphaned).await;
-        if self.or_later(rescued, |u| &mut u.rescue_trouble, "tasks of dead workers can't be rescued")? {
-            next = Duration::ZERO;
-        } else if dead {
-            let forgotten = Rescuer::forget(self.shared, link, (me, term)).await;
-            self.or_later(forgotten, |u| &mut u.forgetting_trouble, "dead workers can't be forgotten")?;
-        }
-        let open_leaf: Option<i16> = row.get("open_leaf");
-        let due_in: Option<f64> = row.get("due_in");
-        if let (Some(due_in), Some(leaf)) = (due_in, open_leaf) {
-            if due_in <= 0.0 {
-                let promoted = self.promote(link, me, term, leaf).await;
-                if self.or_later(promoted, |u| &mut u.promotion_trouble, "due tasks can't be made ready")? {
-                    next = Duration::ZERO;
+        let Some(term) = term else { return Ok(None) };
+        Ok(Some(Seen {
+            at: Instant::now(),
+            leader: (me, term),
+            silent: if self.is_in_contact() { row.get("silent") } else { Vec::new() },
+            orphaned: row.get("orphaned"),
+            dead: row.get("dead"),
+            open_leaf: row.get("open_leaf"),
+            due_in: row.get("due_in"),
+            duties: vec![Duty::Retain, Duty::Promote, Duty::Rescue, Duty::Notify],
+            next: TICK,
+        }))
+    }
+
+    async fn do_duty(&mut self, link: &Link, beat_at: Instant, duty: Duty, seen: &mut Seen) -> Result<()> {
+        let leader = seen.leader;
+        match duty {
+            Duty::Notify => {
+                let told = self.notify(link).await;
+                self.or_later(told, |u| &mut u.notify_trouble, "other workers can't be told what is ready")?;
+            }
+            Duty::Rescue => {
+                let rescued = self.rescuer.work(self.shared, link, leader, &seen.silent, seen.orphaned, beat_at).await;
+                if self.or_later(rescued, |u| &mut u.rescue_trouble, "tasks of dead workers can't be rescued")? {
+                    seen.next = Duration::ZERO;
+                } else if seen.dead {
+                    seen.duties.push(Duty::Forget);
                 }
-            } else if due_in < seconds(next) {
-                // To the moment: a task starts when its time comes, not at the next look.
-                next = Duration::from_secs_f64(due_in) + Duration::from_millis(1);
             }
-        }
-        match self.retention.work(self.shared, link, me, term).await {
-            // A whole round: the first steps of the next may work where the last ones will fail again.
-            Ok(true) => self.retention_trouble.end(self.shared, "old tasks can be forgotten again"),
-            Ok(false) => {}
-            Err(e) if e.is_lost() => return Err(e),
-            Err(e) => {
-                let message = format!("old tasks can't be forgotten, tried again in the next round: {e}");
-                self.retention_trouble.note(self.shared, &e, message);
-                self.retention.postpone();
+            Duty::Forget => {
+                let forgotten = Rescuer::forget(self.shared, link, leader).await;
+                self.or_later(forgotten, |u| &mut u.forgetting_trouble, "dead workers can't be forgotten")?;
             }
+            Duty::Promote => {
+                let (Some(due_in), Some(leaf)) = (seen.due_in, seen.open_leaf) else { return Ok(()) };
+                let due_in = due_in - seconds(seen.at.elapsed());
+                if due_in <= 0.0 {
+                    let promoted = self.promote(link, leader, leaf).await;
+                    if self.or_later(promoted, |u| &mut u.promotion_trouble, "due tasks can't be made ready")? {
+                        seen.next = Duration::ZERO;
+                    }
+                    seen.duties.push(Duty::Notify);
+                } else if due_in < seconds(seen.next) {
+                    // To the moment: a task starts when its time comes, not at the next look.
+                    seen.next = Duration::from_secs_f64(due_in) + Duration::from_millis(1);
+                }
+            }
+            Duty::Retain => match self.retention.work(self.shared, link, leader, beat_at).await {
+                // A whole round: the first steps of the next may work where the last ones will fail again.
+                Ok(true) => self.retention_trouble.end(self.shared, "old tasks can be forgotten again"),
+                Ok(false) => {}
+                Err(e) if e.is_lost() => return Err(e),
+                Err(e) => {
+                    let message = format!("old tasks can't be forgotten, tried again in the next round: {e}");
+                    self.retention_trouble.note(self.shared, &e, message);
+                    self.retention.postpone();
+                }
+            },
         }
-        Ok(next)
+        Ok(())
     }
 
     /// One duty's result. If it failed with the connection whole (a right is missing, say), it is tried again at its time, and the other
@@ -203,7 +283,7 @@ impl<'a> Upkeep<'a> {
 
     /// Promotes one batch; answers whether there may be more. A statement that fails for one of its members is tried with fewer, and
     /// alone at last the culprit is put off, so that it keeps nobody from starting.
-    async fn promote(&mut self, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
+    async fn promote(&mut self, link: &Link, (me, term): (i64, i64), leaf: i16) -> Result<bool> {
         Counters::add(&self.shared.counters.statements, 1);
         let row = match link.query_opt("promote_tasks", &[&me, &term, &self.promote, &leaf]).await {
             Ok(row) => row,
@@ -223,7 +303,10 @@ impl<'a> Upkeep<'a> {
         let more = promoted == self.promote;
         self.promote = (self.promote * 2).min(PROMOTE);
         if promoted > 0 {
-            self.notify(link, &lanes).await?;
+            // Ours at once, the others in a statement of its own.
+            self.books.borrow_mut().notified.extend_from_slice(&lanes);
+            self.shared.claim_news.notify_one();
+            self.untold.extend(lanes);
         }
         Ok(more)
     }
@@ -238,14 +321,15 @@ impl<'a> Upkeep<'a> {
         self.shared.log(level, "leader", message);
     }
 
-    /// Wakes all consumers; ours at once.
-    async fn notify(&self, link: &Link, lanes: &[i32]) -> Result<()> {
-        self.books.borrow_mut().notified.extend_from_slice(lanes);
-        self.shared.claim_news.notify_one();
-        let text: Vec<String> = lanes.iter().map(ToString::to_string).collect();
-        link.query("notify_ready", &[&sql::channel(&self.shared.settings.schema), &text.join(",")]).await?;
-        Counters::add(&self.shared.counters.statements, 1);
-        Ok(())
+    /// Wakes all consumers.
+    async fn notify(&mut self, link: &Link) -> Result<bool> {
+        if !self.untold.is_empty() {
+            let text: Vec<String> = self.untold.iter().map(ToString::to_string).collect();
+            Counters::add(&self.shared.counters.statements, 1);
+            link.query("notify_ready", &[&sql::channel(&self.shared.settings.schema), &text.join(",")]).await?;
+            self.untold.clear();
+        }
+        Ok(false)
     }
 
     /// Gives up the lease, so that another leads at once.

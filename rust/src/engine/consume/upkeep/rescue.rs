@@ -75,12 +75,15 @@ pub(super) struct Rescuer {
     found: (Vec<i64>, Option<Error>),
     tasks_aside: Aside,
     consumers_aside: Aside,
+    /// Consumers that could not be declared dead together, yet to be tried one by one.
+    singly: Vec<i64>,
     /// By consumer, until all of it is rescued: a line each.
     tallies: BTreeMap<i64, Tally>,
 }
 
 impl Rescuer {
-    /// A step of what there is to do; `leader` is holder and term. True: there is more to do at once.
+    /// A step of what there is to do; `leader` is holder and term. It may take several statements, but begins none after `beat_at` save
+    /// the first. True: there is more to do at once.
     pub(super) async fn work(
         &mut self,
         shared: &Shared,
@@ -88,16 +91,17 @@ impl Rescuer {
         leader: (i64, i64),
         silent: &[i64],
         orphaned: bool,
+        beat_at: Instant,
     ) -> Result<bool> {
         // Those whose minute is over are among the silent again by themselves.
         self.consumers_aside.due();
         let aside = self.consumers_aside.ids();
         let silent: Vec<i64> = silent.iter().copied().filter(|id| !aside.contains(id)).collect();
         if !silent.is_empty() {
-            self.declare_dead(shared, link, leader, &silent).await?;
+            self.declare_dead(shared, link, leader, &silent, beat_at).await?;
             return Ok(true);
         }
-        if orphaned && self.rescue(shared, link, leader).await? {
+        if orphaned && self.rescue(shared, link, leader, beat_at).await? {
             return Ok(true);
         }
         self.tell(shared);
@@ -115,6 +119,7 @@ impl Rescuer {
     pub(super) fn start_over(&mut self, shared: &Shared) {
         self.tell(shared);
         self.todo.clear();
+        self.singly.clear();
         self.found = (Vec::new(), None);
     }
 
@@ -124,43 +129,45 @@ impl Rescuer {
         link: &Link,
         (me, term): (i64, i64),
         silent: &[i64],
+        beat_at: Instant,
     ) -> Result<()> {
         let dead_after = seconds(shared.settings.dead_after);
-        let mut rows = Vec::new();
-        match link.query("declare_dead", &[&me, &term, &dead_after, &silent]).await {
-            Ok(all) => rows = all,
-            Err(e) if !e.is_data_fault() => return Err(e),
-            Err(_) => {
+        if self.singly.is_empty() {
+            Counters::add(&shared.counters.statements, 1);
+            match link.query("declare_dead", &[&me, &term, &dead_after, &silent]).await {
+                Ok(rows) => tell_dead(shared, &rows),
                 // One by one: dead consumers are few.
-                for &id in silent {
-                    match link.query("declare_dead", &[&me, &term, &dead_after, &[id].as_slice()]).await {
-                        Ok(one) => rows.extend(one),
-                        Err(e) if e.is_data_fault() => {
-                            if !self.consumers_aside.add(&[id]).is_empty() {
-                                let message =
-                                    format!("consumer {id} can't be declared dead, tried again each minute: {e}");
-                                shared.log(Level::Error, "leader", message);
-                            }
-                        }
-                        Err(e) => return Err(e),
-                    }
-                }
+                Err(e) if e.is_data_fault() => self.singly = silent.to_vec(),
+                Err(e) => return Err(e),
+            }
+            if Instant::now() >= beat_at {
+                return Ok(());
             }
         }
-        Counters::add(&shared.counters.statements, 1);
-        for row in rows {
-            let (id, host, pid, silent): (i64, &str, i32, f64) = (row.get(0), row.get(1), row.get(2), row.get(3));
-            let message = format!("process {pid} on {host} (consumer {id}) is dead: silent for {silent:.1} s");
-            shared.log(Level::Warning, "leader", message);
+        while let Some(id) = self.singly.pop() {
+            Counters::add(&shared.counters.statements, 1);
+            match link.query("declare_dead", &[&me, &term, &dead_after, &[id].as_slice()]).await {
+                Ok(rows) => tell_dead(shared, &rows),
+                Err(e) if e.is_data_fault() => {
+                    if !self.consumers_aside.add(&[id]).is_empty() {
+                        let message = format!("consumer {id} can't be declared dead, tried again each minute: {e}");
+                        shared.log(Level::Error, "leader", message);
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+            if Instant::now() >= beat_at {
+                break;
+            }
         }
         Ok(())
     }
 
     /// Rescues one batch of claims; answers whether there was any.
-    async fn rescue(&mut self, shared: &Shared, link: &Link, leader: (i64, i64)) -> Result<bool> {
+    async fn rescue(&mut self, shared: &Shared, link: &Link, leader: (i64, i64), beat_at: Instant) -> Result<bool> {
         self.todo.extend(self.tasks_aside.due().into_iter().map(|id| IdSet::from_ids(&mut [id])));
         if !self.todo.is_empty() {
-            self.search(shared, link, leader).await?;
+            self.search(shared, link, leader, beat_at).await?;
             return Ok(true);
         }
         let aside = IdSet::from_ids(&mut self.tasks_aside.ids());
@@ -177,7 +184,6 @@ impl Rescuer {
                     return Err(e);
                 }
                 self.todo.push(IdSet::from_ids(&mut ids));
-                self.search(shared, link, leader).await?;
                 Ok(true)
             }
             Err(e) => Err(e),
@@ -185,8 +191,8 @@ impl Rescuer {
     }
 
     /// Tries parts, and halves of what fails, until each culprit is alone; the others are rescued on the way.
-    async fn search(&mut self, shared: &Shared, link: &Link, leader: (i64, i64)) -> Result<()> {
-        let until = Instant::now() + SLICE;
+    async fn search(&mut self, shared: &Shared, link: &Link, leader: (i64, i64), beat_at: Instant) -> Result<()> {
+        let until = beat_at.min(Instant::now() + SLICE);
         while let Some(part) = self.todo.pop() {
             match send(shared, link, leader, Some(&part), &IdSet::default()).await {
                 Ok(rows) => self.count(&rows),
@@ -258,6 +264,14 @@ impl Rescuer {
             );
             shared.log(Level::Warning, "leader", message);
         }
+    }
+}
+
+fn tell_dead(shared: &Shared, rows: &[Row]) {
+    for row in rows {
+        let (id, host, pid, silent): (i64, &str, i32, f64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let message = format!("process {pid} on {host} (consumer {id}) is dead: silent for {silent:.1} s");
+        shared.log(Level::Warning, "leader", message);
     }
 }
 
