@@ -139,8 +139,10 @@ def test_rule_6_a_failure_that_can_not_be_stored_is_found_and_named(lab: Lab, ca
     assert f"the result of task {culprit} can't be stored" in caplog.text
     assert batch.counted("flushes") <= 20
     assert [batch.counted(name) for name in ("completed", "failed", "refused")] == [250, 249, 0]
-    # It is not lost: another worker runs it again once this one has gone.
+    # It is not lost: another worker runs it again once this one has gone, and that it will is said.
     batch.consumer.stop()
+    [said] = [record for record in caplog.records if "gives up the result" in record.getMessage()]
+    assert (said.levelname, f"of task {culprit}," in said.getMessage()) == ("ERROR", True)
     lab.db.execute("DROP TRIGGER refuse ON attempt_error")
     runs = Runs()
     lab.consumer(runs)

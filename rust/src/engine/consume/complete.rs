@@ -290,9 +290,13 @@ impl<'a> Completer<'a> {
             self.shared.log(level, "completer", format!("the result of task {id} can't be stored: {error}"));
             let mut one = Flush { in_doubt, ..Flush::default() };
             if plain.is_empty() {
+                let is_result = !matches!(member.outcome, Outcome::GivenBack);
                 one.add(member);
                 if self.shared.phase() == Phase::Running {
                     self.parked.push((Instant::now() + PARKED, epoch, one));
+                } else if is_result {
+                    let message = format!("gives up the result of task {id}, which can't be stored: it will run again");
+                    self.shared.log(Level::Error, "completer", message);
                 }
             } else {
                 let failure = Failure { delay, error: plain, traceback: String::new() };
