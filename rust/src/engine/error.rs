@@ -77,9 +77,11 @@ impl Error {
         matches!(self.kind, Kind::ConnectionLost { .. })
     }
 
-    /// Whether the server refused the statement for what is in it, not for the state it is in: a smaller statement may pass.
+    /// Whether the server refused the statement for what is in it, not for the state it is in: a smaller statement may pass. A row or an
+    /// index entry that is corrupt (XX001, XX002) is found so, too.
     pub fn is_data_fault(&self) -> bool {
-        matches!(self.sqlstate().map(|s| &s[..s.len().min(2)]), Some("21" | "22" | "23" | "P0" | "54"))
+        let Some(code) = self.sqlstate() else { return false };
+        matches!(&code[..code.len().min(2)], "21" | "22" | "23" | "P0" | "54") || matches!(code, "XX001" | "XX002")
     }
 
     /// What kind of trouble it is, for whoever says each kind once: a refusal by its SQLSTATE; all ways in which a server can be away
