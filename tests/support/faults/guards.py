@@ -168,9 +168,23 @@ GUARDS: Final = (
     _rust(
         "death: silence counts only in contact",
         "engine/consume/upkeep",
-        "let silent = if self.is_in_contact() { silent } else { Vec::new() };",
-        "",
+        'if self.is_in_contact() { row.get("silent") } else { Vec::new() }',
+        'row.get("silent")',
         _INTERLEAVED + "test_rule_3_a_leader_that_is_back_first_declares_nobody_dead_for_its_own_absence",
+    ),
+    _rust(
+        "death: what a dead name claimed is left to others",
+        "engine/consume/books",
+        "!self.is_lost() && self.epoch() == epoch",
+        "self.epoch() == epoch",
+        _RACES + "test_what_a_dead_name_claimed_and_gets_while_its_worker_registers_anew_is_left_to_others",
+    ),
+    _rust(
+        "alone: nothing is saved for others while one waits to run alone",
+        "engine/consume/sched",
+        "        self.alone = true;\n        self.release_saved();",
+        "        self.alone = true;",
+        "tests/integration/test_rules_careful.py::test_a_careful_task_and_one_that_runs_alone_that_wait_for_the_same_slot_both_run",
     ),
     _sql(
         "rescue: only claims of the dead",
