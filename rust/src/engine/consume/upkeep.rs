@@ -170,12 +170,10 @@ impl<'a> Upkeep<'a> {
             }
         }
         let Some(term) = term else { return Ok(None) };
-        let silent: Vec<i64> = row.get("silent");
-        let silent = if self.is_in_contact() { silent } else { Vec::new() };
         Ok(Some(Seen {
             at: Instant::now(),
             leader: (me, term),
-            silent,
+            silent: if self.is_in_contact() { row.get("silent") } else { Vec::new() },
             orphaned: row.get("orphaned"),
             dead: row.get("dead"),
             open_leaf: row.get("open_leaf"),
