@@ -66,7 +66,9 @@ def test_rights_that_are_revoked_and_granted_again(scene: Scene, seconds: float)
 
 
 @pytest.mark.parametrize("seconds", _LONG)
-def test_a_server_in_recovery_that_is_promoted_later(scene: Scene, seconds: float) -> None:
+def test_a_server_in_recovery_that_is_promoted_later(
+    scene: Scene, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         scene.worker()
     with Load(scene.server.dsn) as load:
@@ -75,13 +77,22 @@ def test_a_server_in_recovery_that_is_promoted_later(scene: Scene, seconds: floa
         scene.server.become_standby()
         scene.server.start()
         scene.wait_for_complaint("read-only|recovery")
+        lost = load.reconnects
         pass_time(seconds)
+        # It lets everybody in and refuses them all: it is asked with pauses.
+        # Six threads; without pauses it is hundreds a second.
+        assert load.reconnects - lost <= 40 + 40 * seconds
         scene.server.promote()
         load.wait_for_calls(50)
         promises = load.stop()
     scene.wait_until_drained()
     scene.check_worked(promises)
     _check_complaints(scene, "read-only|recovery|ended the connection")
+    # A refusal is no doubt.
+    assert all("read-only" not in error or "could not be found out" not in error for error in promises.errors)
+    said = [record.getMessage() for record in caplog.records if record.name == "fastq.producer"]
+    assert any("read-only" in line for line in said), said
+    assert len(said) <= 6, said
 
 
 def test_a_default_of_read_only_transactions_stops_nobody(scene: Scene) -> None:
@@ -194,10 +205,12 @@ def test_a_disk_that_is_too_full_for_the_log(disk: SmallDisk, tmp_path: Path, se
             scene.worker()
         with Load(server.dsn, bulk_tasks=1_000, payload={"text": "x" * 2_000}) as load:
             load.wait_for_calls(50)
-            with contextlib.suppress(psycopg.OperationalError), server.superuser() as db:
-                for _ in range(100):
+            with server.superuser() as db:
+                while not db.closed:
                     disk.fill()
-                    db.execute("SELECT pg_logical_emit_message(true, '', ''), pg_switch_wal()")
+                    # Fills the log alone, until there is no next segment.
+                    with contextlib.suppress(psycopg.OperationalError):
+                        db.execute("SELECT pg_logical_emit_message(true, '', repeat('x', 4000000))")
             scene.wait_for_complaint("ended the connection|connection")
             pass_time(seconds)
             disk.relieve()

@@ -107,6 +107,11 @@ class Load:
         wait_until(lambda: self._deaths or self.calls >= target, timeout=timeout, message=f"{more} more calls")
         self._check()
 
+    @property
+    def reconnects(self) -> int:
+        """Connections that its producer lost."""
+        return int(self._producer.stats()["reconnects"])
+
     def stop(self) -> Promises:
         """Ends it once all calls under way have returned."""
         self._stop.set()
