@@ -84,6 +84,11 @@ impl Error {
         matches!(&code[..code.len().min(2)], "21" | "22" | "23" | "P0" | "54") || matches!(code, "XX001" | "XX002")
     }
 
+    /// Whether the server answered that it only reads at present: what was sent to it was not done.
+    pub fn is_read_only(&self) -> bool {
+        self.closing.as_deref() == Some("25006")
+    }
+
     /// What kind of trouble it is, for whoever says each kind once: a refusal by its SQLSTATE; all ways in which a server can be away
     /// are one.
     pub fn trouble(&self) -> &str {

@@ -119,9 +119,15 @@ impl<'a> Plan<'a> {
             match error.sqlstate() {
                 _ if error.is_lost() => {
                     manner.line.forget(shared, &link, &error).await;
-                    let limit = shared.settings.statement_timeout.max(shared.settings.connect_timeout);
-                    doubt.get_or_insert_with(|| Instant::now() + limit);
-                    sleep(backoff.delay()).await;
+                    if !error.is_read_only() {
+                        let limit = shared.settings.statement_timeout.max(shared.settings.connect_timeout);
+                        doubt.get_or_insert_with(|| Instant::now() + limit);
+                    }
+                    let left = doubt.unwrap_or(manner.deadline).saturating_duration_since(Instant::now());
+                    sleep(backoff.delay().min(left)).await;
+                    if doubt.is_none() && Instant::now() >= manner.deadline {
+                        return Err(error);
+                    }
                 }
                 Some("23505") if doubt.is_none() => return Ok(false),
                 // The first try was still under way, and came through or has it all locked.
@@ -392,7 +398,11 @@ pub(super) async fn rolled_back<T>(link: &Link, result: Result<T>) -> Result<T> 
 /// The tasks are in, and nobody knows whether for good: as after a lost answer, that must be found out.
 fn unflushed(e: Error) -> Error {
     let message = format!("the server could not say that the log is durable: {}", e.message);
-    if e.is_lost() { e } else { Error::new(Kind::ConnectionLost { in_doubt: true }, message) }
+    if e.is_lost() {
+        Error { closing: None, ..e }
+    } else {
+        Error::new(Kind::ConnectionLost { in_doubt: true }, message)
+    }
 }
 
 /// Marks an error that leaves a commit's outcome unknown.

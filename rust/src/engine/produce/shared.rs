@@ -224,11 +224,12 @@ impl Shared {
                 Err(e) if e.is_lost() => {
                     self.direct.forget(self, &link, &e).await;
                     // One that lets us in and then refuses, as while it recovers, would be asked without end.
-                    let delay = backoff.delay();
-                    if Instant::now() + delay >= deadline {
+                    // Not given up before its time either: whoever still has some would ask again at once.
+                    let (delay, left) = (backoff.delay(), deadline.saturating_duration_since(Instant::now()));
+                    sleep(delay.min(left)).await;
+                    if delay >= left {
                         return Err(e);
                     }
-                    sleep(delay).await;
                 }
                 answer => return answer,
             }
