@@ -438,8 +438,8 @@ def test_the_environment_counts_where_the_string_is_silent(
 def test_what_is_given_empty_is_not_taken_from_the_environment(
     first: PrivateServer, monkeypatch: pytest.MonkeyPatch, word: str, variable: str
 ) -> None:
-    words = conninfo_to_dict(first.dsn)
-    monkeypatch.setenv(variable, str(words.pop(word)))
+    words = {name: str(value) for name, value in conninfo_to_dict(first.dsn).items()}
+    monkeypatch.setenv(variable, words.pop(word))
     assert refusals(make_conninfo(**words)) == (None, None)
     engine, cold = refusals(make_conninfo(**words | {word: ""}))
     assert engine is not None
