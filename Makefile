@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= release
 PYTEST_ARGS ?=
+# A database that is given is one for all: tests look at all that goes on there.
+WORKERS ?= $(if $(FASTQ_TEST_DSN),0,2)
 BENCH_ARGS ?=
 FAULT_REPEATS ?= 20
 GUARDS ?=
@@ -29,8 +31,8 @@ help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) PYTEST_ARGS= BENCH_ARGS= FAULT_REPEATS=%s GUARDS=\n' \
-		'$(PYTHON)' '$(VENV)' '$(PROFILE)' '$(FAULT_REPEATS)'
+	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) WORKERS=%s PYTEST_ARGS= BENCH_ARGS= FAULT_REPEATS=%s GUARDS=\n' \
+		'$(PYTHON)' '$(VENV)' '$(PROFILE)' '$(WORKERS)' '$(FAULT_REPEATS)'
 
 ##@ Use it
 
@@ -58,8 +60,8 @@ test-rust: ## Test the engine alone, with no Python in it
 	cargo test --locked
 
 .PHONY: test-python
-test-python: setup ## Run pytest; PYTEST_ARGS="-k name" picks
-	$(python) -m pytest$(if $(PYTEST_ARGS), $(PYTEST_ARGS))
+test-python: setup ## Run pytest in WORKERS processes (0: in one, with a debugger); PYTEST_ARGS="-k name" picks
+	$(python) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable$(if $(PYTEST_ARGS), $(PYTEST_ARGS))
 
 .PHONY: faults
 faults: setup ## Force every fault at default settings, each race FAULT_REPEATS times

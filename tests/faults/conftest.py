@@ -7,8 +7,9 @@ of them at fastq's default settings, what is a race so many times.
 from __future__ import annotations
 
 import os
+from dataclasses import astuple
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -42,6 +43,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left = [item for item in ours if item.get_closest_marker("faults") is not None]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in left]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process among several hands its lines to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fault_rows"] = [astuple(row) for row in session.config.stash[_ROWS].rows]
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node: Any) -> None:
+    """Such a process has ended, perhaps not as it should."""
+    for row in getattr(node, "workeroutput", {}).get("fault_rows", []):
+        node.config.stash[_ROWS].add(*row)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

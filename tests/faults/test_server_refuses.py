@@ -87,7 +87,7 @@ def test_a_server_in_recovery_that_is_promoted_later(
         promises = load.stop()
     scene.wait_until_drained()
     scene.check_worked(promises)
-    _check_complaints(scene, "read-only|recovery|ended the connection")
+    _check_complaints(scene, "read-only|recovery")
     # A refusal is no doubt.
     assert all("read-only" not in error or "could not be found out" not in error for error in promises.errors)
     said = [record.getMessage() for record in caplog.records if record.name == "fastq.producer"]
@@ -211,7 +211,8 @@ def test_a_disk_that_is_too_full_for_the_log(disk: SmallDisk, tmp_path: Path, se
                     # Fills the log alone, until there is no next segment.
                     with contextlib.suppress(psycopg.OperationalError):
                         db.execute("SELECT pg_logical_emit_message(true, '', repeat('x', 4000000))")
-            scene.wait_for_complaint("ended the connection|connection")
+            # The server's words, the operating system's ("Connection reset by peer") or the engine's.
+            scene.wait_for_complaint("(?i)connect")
             pass_time(seconds)
             disk.relieve()
             # Within its recovery it may yet find that it can't go on.
@@ -223,4 +224,4 @@ def test_a_disk_that_is_too_full_for_the_log(disk: SmallDisk, tmp_path: Path, se
         assert "PANIC" in server.log_path.read_text()
         scene.wait_until_drained(timeout=90)
         scene.check_worked(promises, may_repeat=True)
-        _check_complaints(scene, "connect", at_most=9)
+        _check_complaints(scene, "(?i)connect", at_most=9)

@@ -68,7 +68,8 @@ def test_an_outage_of_twenty_seconds_kills_nobody(scene: Scene, mode: Mode) -> N
         complaints = scene.complaints(worker)
         # Claimer, completer and control each say it once, whatever they try meanwhile.
         assert 1 <= len(complaints) <= 6, complaints
-        assert "could not connect" in worker.log or "ended the connection" in worker.log
+        # The server's words, the operating system's ("Connection reset by peer") or the engine's: which came first is said.
+        assert any("connect" in line.lower() for line in complaints), complaints
 
 
 def test_a_crash_amid_enqueues_keeps_each_acknowledged_task_and_doubles_none(scene: Scene) -> None:

@@ -38,16 +38,26 @@ class Database:
 
 @contextlib.contextmanager
 def any_database() -> Iterator[Database]:
-    """The database of ``FASTQ_TEST_DSN``; else one in a container, where a Docker engine runs; else an embedded one."""
+    """The database of ``FASTQ_TEST_DSN`` (see above); else one in a container, where a Docker engine runs; else an embedded one."""
     with contextlib.ExitStack() as stack:
         if dsn := os.environ.get("FASTQ_TEST_DSN"):
-            database = Database(dsn, None)
+            database = Database(_of_this_process(dsn), None)
         elif importlib.util.find_spec("testcontainers") is not None and _docker_answers():
             database = stack.enter_context(_in_container())
         else:
             database = stack.enter_context(_embedded())
         _check(database.dsn)
         yield database
+
+
+def _of_this_process(dsn: str) -> str:
+    """Tests look at all that goes on in their database: of several processes that run them, the second has ``NAME_2``, and so on."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) + 1
+    if number == 1:
+        return dsn
+    with psycopg.connect(dsn, connect_timeout=10) as connection:
+        name = connection.info.dbname
+    return make_conninfo(dsn, dbname=f"{name}_{number}")
 
 
 def new_data_dir() -> Path:

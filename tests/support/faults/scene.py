@@ -229,9 +229,15 @@ class Scene:
 
     def wait_for_complaint(self, pattern: str, *, timeout: float = 30.0) -> None:
         """Waits until each worker has logged a warning or an error that matches."""
+
+        def complained(worker: WorkerProcess) -> bool:
+            complaints = self.complaints(worker)
+            assert any(re.search(pattern, line) for line in complaints), complaints
+            return True
+
         for worker in self.workers:
             wait_until(
-                lambda worker=worker: any(re.search(pattern, line) for line in self.complaints(worker)),  # type: ignore[misc]
+                lambda worker=worker: complained(worker),  # type: ignore[misc]
                 timeout=timeout,
                 message=f"a complaint that matches {pattern!r}",
             )
