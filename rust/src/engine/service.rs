@@ -20,7 +20,10 @@ where
     let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let body = move || {
         let run = std::panic::AssertUnwindSafe(|| runtime.block_on(main()));
-        let cause = std::panic::catch_unwind(run).err().map(|panic| {
+        let ended = std::panic::catch_unwind(run);
+        // Not dropped: that would wait for a name's look-up that was given up, for as long as the system's resolver tries.
+        runtime.shutdown_background();
+        let cause = ended.err().map(|panic| {
             let text =
                 panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
             format!("the I/O thread panicked: {}", text.unwrap_or("without a message"))
@@ -32,4 +35,32 @@ where
         outbox.end();
     };
     thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// As a name's look-up that nobody answers: on a thread that can't be interrupted.
+    #[test]
+    fn what_was_given_up_holds_no_thread_up() {
+        let (release, held) = mpsc::channel::<()>();
+        let main = move || async move {
+            let look_up = tokio::task::spawn_blocking(move || held.recv());
+            assert!(tokio::time::timeout(Duration::from_millis(10), look_up).await.is_err());
+        };
+        let thread = spawn("test", Arc::default(), main, |cause| assert_eq!(cause, None)).expect("spawned");
+        let until = Instant::now() + Duration::from_secs(10);
+        while !thread.is_finished() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let has_ended = thread.is_finished();
+        // Released in any case: what is left waits for it.
+        drop(release);
+        assert!(has_ended, "it waits for what was given up");
+        thread.join().expect("no panic");
+    }
 }
