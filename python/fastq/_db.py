@@ -7,15 +7,18 @@ the server's code and without passwords.
 
 from __future__ import annotations
 
+import queue
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import Any, Final, LiteralString, Self
+from typing import Any, Final, LiteralString, Self, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_attempts
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
@@ -23,9 +26,12 @@ from fastq import _engine
 from fastq.errors import ConnectionLost, DatabaseError
 
 Row = tuple[Any, ...]
+_T = TypeVar("_T")
 
 #: Seconds to wait for a connection, where nothing else is said.
 CONNECT_TIMEOUT: Final = 10.0
+#: Seconds to wait for a statement's answer, where nothing else is said. As the engine has it.
+STATEMENT_TIMEOUT: Final = 30.0
 
 # The same call may succeed when tried again: by SQLSTATE class, and single codes.
 _TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53"})
@@ -37,7 +43,8 @@ _NEVER: Final = re.compile(
     r"authentication failed|does not exist|pg_hba\.conf|no password supplied|permission denied|certificate|SSL error|"
     r"not support SSL|channel binding|requirement .* failed|requirepeer|connection option"
 )
-# A silent link is given up after about 25 s, also by the kernel while data wait to be acknowledged.
+# A silent link is given up by the kernel after about 25 s (where it has no tcp_user_timeout, by the keepalives): before a statement's
+# time is over, so that a `Client` still has the time to ask again on a new one.
 _DEFAULTS: Final = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -47,8 +54,41 @@ _DEFAULTS: Final = {
 }
 # As the engine has it, whatever the environment says.
 _FIXED: Final = {"client_encoding": "UTF8", "gssencmode": "disable"}
-# psycopg waits no shorter than this for one address.
+# psycopg waits no shorter than this for one address, and libpq counts in 32 bits.
 _SHORTEST: Final = 2.0
+_LONGEST: Final = 2.0**31 - 1
+
+
+class _TooLate(psycopg.OperationalError):
+    """A statement's answer did not come in time; the connection is closed."""
+
+
+class _Connection(psycopg.Connection[Row]):
+    """Waits for each answer within a limit, whether the server, the link or something in between is silent."""
+
+    limit: float | None = None
+    """Seconds; None: no limit."""
+    place: str
+    """For messages."""
+
+    def wait(self, gen: PQGen[_T], *args: Any, **options: Any) -> _T:
+        """All that goes to the server and back goes through here."""
+        limited = gen if self.limit is None else self._limited(gen, self.limit)
+        return super().wait(limited, *args, **options)
+
+    def _limited(self, gen: PQGen[_T], limit: float) -> PQGen[_T]:
+        until = time.monotonic() + limit
+        try:
+            wanted = next(gen)
+            while True:
+                # psycopg comes back ten times a second with nothing.
+                wanted = gen.send((yield wanted))
+                if time.monotonic() >= until:
+                    self.pgconn.finish()
+                    raise _TooLate(f"no answer from {self.place} within {limit:g} s")
+        except StopIteration as end:
+            answer: _T = end.value
+            return answer
 
 
 @cache
@@ -67,7 +107,8 @@ class Database:
     Args:
         dsn: a connection string as libpq reads it (URI, or key=value pairs).
         schema: the schema that ``fastq.`` in statements stands for.
-        connect_timeout: seconds for all hosts and addresses of the connection string together (for each of them 2 at least).
+        connect_timeout: seconds for all names, hosts and addresses of the connection string together (for each address 2 at least).
+        statement_timeout: seconds for a statement's answer; beyond them the connection counts as lost. None: no limit.
 
     Raises:
         SettingsError: the connection string can't be read or followed, a file that it names is missing, or PostgreSQL would
@@ -77,16 +118,24 @@ class Database:
 
     __slots__ = ("_connection", "schema")
 
-    def __init__(self, dsn: str, schema: str, *, connect_timeout: float = CONNECT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        schema: str,
+        *,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        statement_timeout: float | None = STATEMENT_TIMEOUT,
+    ) -> None:
         _render("", schema)
         self.schema = schema
         self._connection = _connect(dsn, connect_timeout)
+        self._connection.limit = statement_timeout
 
     def query(self, name: str, *params: object) -> list[Row]:
         """Run the statement of that name with parameters ``$1``, ``$2``, ... and return its rows.
 
         Raises:
-            ConnectionLost: the connection broke.
+            ConnectionLost: the connection broke, or no answer came within the statement timeout.
             DatabaseError: the server refused it.
         """
         return self.run(_queries()[name], *params)
@@ -168,7 +217,12 @@ class Database:
             raise _translate(error, lost=self._connection.closed) from error
 
 
-def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
+def was_too_late(error: ConnectionLost) -> bool:
+    """Whether a statement's time was over, in which case the next attempt may well take as long."""
+    return isinstance(error.__cause__, _TooLate)
+
+
+def _connect(dsn: str, timeout: float) -> _Connection:
     # The engine reads the string for both halves, so that they mean the same by it and refuse the same, in the same words.
     given, is_quotable = _engine.parse_dsn(dsn)
     words = _DEFAULTS | _engine.complete_dsn(given) | _FIXED | _service(given)
@@ -190,6 +244,8 @@ def _connect(dsn: str, timeout: float) -> psycopg.Connection[Row]:
             sqlstate=error.sqlstate,
             is_transient=not _NEVER.search(text),
         ) from None
+    if not is_quotable:
+        connection.place = "the database"
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     # By default a number's type is the smallest that holds it, so that `$1` means another type with another value.
     connection.adapters.register_dumper(int, Int8Dumper)
@@ -202,13 +258,42 @@ def _service(given: Mapping[str, str]) -> dict[str, str]:
     return {"service": given["service"]} if "service" in given else {}
 
 
-def _try_in_turn(words: Mapping[str, str], deadline: float) -> psycopg.Connection[Row]:
+def _find_addresses(words: Mapping[str, str], deadline: float) -> list[dict[str, Any]]:
+    """All addresses to try. Names are looked up on a thread, since nothing ends the system's look-up before its own time.
+
+    Raises:
+        psycopg.Error: no name has an address, or the time is over.
+    """
+    found: queue.SimpleQueue[list[dict[str, Any]] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found.put(conninfo_attempts(dict(words)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+            found.put(error)
+
+    limit = max(0.0, deadline - time.monotonic())
+    threading.Thread(target=look_up, name="fastq-look-up", daemon=True).start()
+    try:
+        answer = found.get(timeout=min(limit, threading.TIMEOUT_MAX))
+    except queue.Empty:
+        names = words.get("host", "")
+        what = f"the names of {names} were" if "," in names else "the host's name was"
+        raise psycopg.OperationalError(f"{what} not resolved within {limit:.3g} s") from None
+    if isinstance(answer, UnicodeError):
+        raise psycopg.OperationalError(f"the host's name can't be resolved: {answer}")
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _try_in_turn(words: Mapping[str, str], deadline: float) -> _Connection:
     """Try each host and address as the engine does: each has a fair part of what is left, and a refused login ends it all.
 
     Raises:
         psycopg.Error: with what became of each.
     """
-    attempts = conninfo_attempts(dict(words))
+    attempts = _find_addresses(words, deadline)
     limit = float(words.get("connect_timeout", 0))
     failures: list[str] = []
     for number, attempt in enumerate(attempts):
@@ -216,9 +301,9 @@ def _try_in_turn(words: Mapping[str, str], deadline: float) -> psycopg.Connectio
         if left <= 0 and failures:
             break
         share = min(limit, left) if limit > 0 else left / (len(attempts) - number)
-        parameters: dict[str, Any] = attempt | {"connect_timeout": int(max(_SHORTEST, share))}
+        parameters: dict[str, Any] = attempt | {"connect_timeout": int(min(max(_SHORTEST, share), _LONGEST))}
         try:
-            return psycopg.connect(
+            connection = _Connection.connect(
                 "",
                 autocommit=True,
                 # In transaction mode a pooler keeps no named statements.
@@ -231,6 +316,9 @@ def _try_in_turn(words: Mapping[str, str], deadline: float) -> psycopg.Connectio
             failures.append(text if len(attempts) == 1 else f"{_label(attempt)}: {text}")
             if _NEVER.search(text):
                 break
+            continue
+        connection.place = f"{_label(attempt)}/{connection.info.dbname}"
+        return connection
     raise psycopg.OperationalError("; ".join(failures))
 
 
@@ -252,6 +340,8 @@ def _hide(message: str, words: Mapping[str, str]) -> str:
 
 def _translate(error: psycopg.Error, *, lost: bool) -> DatabaseError:
     code = error.sqlstate
+    if isinstance(error, _TooLate):
+        return ConnectionLost(str(error))
     if lost or isinstance(error, psycopg.InterfaceError) or code in _LOST_CODES:
         text = error.diag.message_primary or str(error).strip() or "no reason given"
         return ConnectionLost(f"the connection to the database broke: {text}", sqlstate=code)
@@ -261,4 +351,4 @@ def _translate(error: psycopg.Error, *, lost: bool) -> DatabaseError:
     return DatabaseError(f"{message} (SQLSTATE {code})" if code else message, sqlstate=code, is_transient=transient)
 
 
-__all__ = ["CONNECT_TIMEOUT", "Database", "Row"]
+__all__ = ["CONNECT_TIMEOUT", "STATEMENT_TIMEOUT", "Database", "Row", "was_too_late"]

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, Final, TypedDict
 
 from fastq.errors import SettingsError
-from fastq.settings import ConsumerSettings, ProducerSettings
+from fastq.settings import ClientSettings, ConsumerSettings, ProducerSettings
 from fastq.task import to_seconds
 
 # What goes to the engine as a number of 32 bits.
@@ -60,6 +60,24 @@ class ProducerOptions(TypedDict, total=False):
     """Wake up waiting consumers by NOTIFY (True)."""
 
 
+class ClientOptions(TypedDict, total=False):
+    """A client's further settings. Durations are seconds as a number, or a timedelta."""
+
+    connect_timeout: float | timedelta
+    """How long a connection may take (10 s)."""
+    statement_timeout: float | timedelta
+    """A statement whose answer takes longer counts as a lost connection (30 s)."""
+
+
+class MigrationOptions(TypedDict, total=False):
+    """How long a migration may wait for the database. Durations are seconds as a number, or a timedelta."""
+
+    connect_timeout: float | timedelta
+    """How long a connection may take (10 s)."""
+    statement_timeout: float | timedelta | None
+    """A statement whose answer takes longer counts as a lost connection (None: a step takes as long as its tables are large)."""
+
+
 def read_consumer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Check ``given`` and bring durations to seconds. Raises SettingsError."""
     options = _read(ConsumerSettings, ConsumerOptions.__annotations__, given)
@@ -74,6 +92,17 @@ def read_consumer_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def read_producer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Check ``given`` and bring durations to seconds. Raises SettingsError."""
     return _read(ProducerSettings, ProducerOptions.__annotations__, given)
+
+
+def read_client_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check ``given`` and bring durations to seconds. Raises SettingsError."""
+    return _read(ClientSettings, ClientOptions.__annotations__, given)
+
+
+def read_migration_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check ``given``, bring durations to seconds and add the defaults. Raises SettingsError."""
+    unlimited = {name: value for name, value in given.items() if (name, value) != ("statement_timeout", None)}
+    return {"statement_timeout": None} | read_client_options(unlimited)
 
 
 def _read(settings: type, names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,11 +161,15 @@ def read_name(what: str, value: object) -> str:
 
 __all__ = [
     "NAME_LIMIT",
+    "ClientOptions",
     "ConsumerOptions",
+    "MigrationOptions",
     "ProducerOptions",
+    "read_client_options",
     "read_consumer_options",
     "read_count",
     "read_duration",
+    "read_migration_options",
     "read_name",
     "read_producer_options",
 ]

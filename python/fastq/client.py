@@ -9,10 +9,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Self, TypeAlias, overload
+from typing import Any, Final, Literal, Self, TypeAlias, Unpack, overload
 
 from fastq import migrations
-from fastq._db import Database, Row
+from fastq._db import Database, Row, was_too_late
+from fastq._options import ClientOptions, read_client_options
 from fastq.errors import ConnectionLost, SettingsError, TaskNotFound
 from fastq.settings import resolve_dsn, resolve_schema
 
@@ -100,22 +101,25 @@ class Client:
     Args:
         dsn: the database, as libpq reads it; None: FASTQ_DSN.
         schema: None: FASTQ_SCHEMA, else ``"fastq"``.
+        **options: ``connect_timeout`` (seconds or timedelta, 10 s), and ``statement_timeout`` (30 s): a statement whose answer takes
+            longer counts as a lost connection.
 
     Raises:
-        SettingsError: no dsn.
+        SettingsError: no dsn, or an unknown or wrong option.
 
     Every call may raise:
         SettingsError: the dsn or the schema's name can't be used, or an argument is wrong.
         SchemaError: the schema is not migrated, too old, or newer and shut to this fastq.
-        ConnectionLost: the connection broke, and the one made in its place too.
+        ConnectionLost: the connection broke, and the one made in its place too; or no answer came within ``statement_timeout``.
         DatabaseError: no connection, the server refused, or the role lacks rights that a viewer has (``sqlstate`` 42501).
     """
 
-    __slots__ = ("_db", "_dsn", "_lock", "_pid", "_schema")
+    __slots__ = ("_db", "_dsn", "_lock", "_options", "_pid", "_schema")
 
-    def __init__(self, dsn: str | None = None, *, schema: str | None = None) -> None:
+    def __init__(self, dsn: str | None = None, *, schema: str | None = None, **options: Unpack[ClientOptions]) -> None:
         self._dsn = resolve_dsn(dsn)
         self._schema = resolve_schema(schema)
+        self._options = read_client_options(options)
         self._lock = threading.Lock()
         self._db: Database | None = None
         self._pid = os.getpid()
@@ -241,7 +245,9 @@ class Client:
         with self._lock:
             try:
                 return self._read_once(query, params, walk=walk)
-            except ConnectionLost:
+            except ConnectionLost as error:
+                if was_too_late(error):
+                    raise
                 # It may have been idle for hours: the loss shows at its next use. Reading twice does no harm.
                 return self._read_once(query, params, walk=walk)
 
@@ -260,7 +266,7 @@ class Client:
             # After a fork the connection is the parent's: leave it alone (closing it would end the parent's session).
             self._db, self._pid = None, os.getpid()
         if self._db is None or self._db.is_closed:
-            db = Database(self._dsn, self._schema)
+            db = Database(self._dsn, self._schema, **self._options)
             try:
                 migrations.check(db, kind="viewer")
             except BaseException:

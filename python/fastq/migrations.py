@@ -10,14 +10,15 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, Unpack
 
 from fastq import _engine, rights
-from fastq._db import Database
+from fastq._db import STATEMENT_TIMEOUT, Database
+from fastq._options import MigrationOptions, read_migration_options
 from fastq.errors import DatabaseError, SchemaError, SettingsError
 from fastq.rights import Kind, grants
 from fastq.settings import resolve_dsn, resolve_schema
@@ -92,7 +93,13 @@ def _steps() -> dict[int, _Step]:
     return steps
 
 
-def migrate(dsn: str | None = None, *, schema: str | None = None, target: int | None = None) -> list[Migration]:
+def migrate(
+    dsn: str | None = None,
+    *,
+    schema: str | None = None,
+    target: int | None = None,
+    **options: Unpack[MigrationOptions],
+) -> list[Migration]:
     """Apply the steps that are missing, each in a transaction of its own, and create the schema if it is not there.
 
     Safe to run from any number of processes at once, and while workers run.
@@ -101,12 +108,14 @@ def migrate(dsn: str | None = None, *, schema: str | None = None, target: int | 
         dsn: the database; None: FASTQ_DSN.
         schema: None: FASTQ_SCHEMA, else ``"fastq"``.
         target: the last step wanted; None: the newest.
+        **options: ``connect_timeout`` (seconds or timedelta, 10 s), and ``statement_timeout`` (None: no limit, since a step may
+            rightly take as long as its tables are large): a statement whose answer takes longer counts as a lost connection.
 
     Returns:
         The steps that this call applied; none where others were faster or nothing was missing.
 
     Raises:
-        SettingsError: no dsn, a dsn or schema name that can't be used, a target that is no step.
+        SettingsError: no dsn, a dsn, schema name or option that can't be used, a target that is no step.
         SchemaError: the schema is newer than this fastq and shut to it.
         DatabaseError: the server refused a step (``sqlstate`` 42501: rights are missing; the message names the role that has them)
             or stayed too busy.
@@ -116,7 +125,7 @@ def migrate(dsn: str | None = None, *, schema: str | None = None, target: int | 
     if last not in steps:
         raise SettingsError(f"target is {target!r}, but must be one of the schema's steps: {_numbers(steps)}")
     applied = []
-    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+    with _open(dsn, schema, options) as db:
         # Looked up first, so that where nothing is missing no right to create is needed.
         there = {migration.version for migration in _open_to_us(db)}
         for step in (steps[version] for version in sorted(steps) if version <= last and version not in there):
@@ -126,18 +135,29 @@ def migrate(dsn: str | None = None, *, schema: str | None = None, target: int | 
     return applied
 
 
-def preview_down(dsn: str | None = None, *, schema: str | None = None, target: int | None = None) -> Loss:
+def preview_down(
+    dsn: str | None = None,
+    *,
+    schema: str | None = None,
+    target: int | None = None,
+    **options: Unpack[MigrationOptions],
+) -> Loss:
     """What ``down`` with the same arguments would delete. Nothing is changed; the rows are counted.
 
     Raises:
         SettingsError, SchemaError, DatabaseError: as ``down``.
     """
-    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+    with _open(dsn, schema, options) as db:
         return _loss(db, target)
 
 
 def down(
-    dsn: str | None = None, *, schema: str | None = None, target: int | None = None, yes: bool = False
+    dsn: str | None = None,
+    *,
+    schema: str | None = None,
+    target: int | None = None,
+    yes: bool = False,
+    **options: Unpack[MigrationOptions],
 ) -> list[Migration]:
     """Undo steps, the last one first, each in a transaction of its own. What their tables hold is deleted.
 
@@ -148,6 +168,7 @@ def down(
         schema: None: FASTQ_SCHEMA, else ``"fastq"``.
         target: the last step to keep, 0 for none; None: all but the last one.
         yes: that it is meant. Without it nothing is done.
+        **options: as for ``migrate``.
 
     Returns:
         The steps that were undone.
@@ -157,7 +178,7 @@ def down(
         SchemaError: not migrated, or a step is applied that this fastq does not know how to undo.
         DatabaseError: as ``migrate``.
     """
-    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+    with _open(dsn, schema, options) as db:
         loss = _loss(db, target)
         if not yes:
             rows = ", ".join(f"{name} ({count:,} rows)" for name, count in loss.tables) or "no table"
@@ -171,18 +192,27 @@ def down(
         ]
 
 
-def status(dsn: str | None = None, *, schema: str | None = None) -> Status:
+def status(dsn: str | None = None, *, schema: str | None = None, **options: Unpack[MigrationOptions]) -> Status:
     """Which steps a schema has, and which are known.
+
+    Args:
+        dsn: the database; None: FASTQ_DSN.
+        schema: None: FASTQ_SCHEMA, else ``"fastq"``.
+        **options: as for ``migrate``, but ``statement_timeout`` is 30 s where nothing is said.
 
     Raises:
         SettingsError: as ``migrate``.
         DatabaseError: no connection, or no right to look.
     """
-    with Database(resolve_dsn(dsn), resolve_schema(schema)) as db:
+    with _open(dsn, schema, {"statement_timeout": STATEMENT_TIMEOUT} | options) as db:
         applied = {migration.version: migration for migration in _applied(db)}
     known = {step.version: Migration(step.version, step.name, step.oldest, None) for step in _steps().values()}
     merged = known | applied
     return Status(db.schema, max(applied, default=0), max(known), [merged[version] for version in sorted(merged)])
+
+
+def _open(dsn: str | None, schema: str | None, options: Mapping[str, Any]) -> Database:
+    return Database(resolve_dsn(dsn), resolve_schema(schema), **read_migration_options(options))
 
 
 def check(db: Database, *, kind: Kind | None = None) -> None:

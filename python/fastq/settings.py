@@ -81,8 +81,18 @@ class ProducerSettings:
     notify: bool = True
 
 
+@dataclass(slots=True)
+class ClientSettings:
+    """How long a client waits for its connection. Durations are seconds."""
+
+    connect_timeout: float = 10.0
+    statement_timeout: float = 30.0
+    """A statement whose answer takes longer counts as a lost connection."""
+
+
 __all__ = [
     "PAYLOAD_LIMIT",
+    "ClientSettings",
     "ConsumerSettings",
     "ProducerSettings",
     "SettingsError",

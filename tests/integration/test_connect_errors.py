@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 
 import fastq
 from fastq._db import Database
+from fastq.cli import main
 from fastq.errors import DatabaseError, FastqError, SettingsError
 from tests.support.faults.server import PrivateServer
 from tests.support.waiting import wait_until
@@ -51,12 +55,12 @@ def by_consumer(dsn: str) -> None:
 
 
 def by_client(dsn: str) -> None:
-    with fastq.Client(dsn, schema="mine") as client:
+    with fastq.Client(dsn, schema="mine", connect_timeout=2) as client:
         client.counts()
 
 
 def by_migrations(dsn: str) -> None:
-    fastq.migrate(dsn, schema="mine")
+    fastq.migrate(dsn, schema="mine", connect_timeout=2)
 
 
 def by_database(dsn: str) -> None:
@@ -128,7 +132,7 @@ def test_says_which_part_is_wrong(
         assert not error.is_transient
 
 
-@pytest.mark.parametrize("part", [by_producer, by_many, by_consumer, by_database])
+@pytest.mark.parametrize("part", PARTS)
 def test_a_host_that_does_not_answer(part: Callable[[str], None], silent: int) -> None:
     started = time.monotonic()
     with pytest.raises(DatabaseError, match=r"127\.0\.0\.1") as caught:
@@ -136,6 +140,47 @@ def test_a_host_that_does_not_answer(part: Callable[[str], None], silent: int) -
     assert caught.value.is_transient
     assert SECRET not in str(caught.value)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["migrate"], ["migrate", "--status"]])
+def test_the_command_line_and_a_host_that_does_not_answer(command: list[str], silent: int) -> None:
+    dsn = f"host=127.0.0.1 port={silent} user=u password={SECRET}"
+    started = time.monotonic()
+    told = CliRunner().invoke(main, [*command, "--dsn", dsn, "--connect-timeout", "2"])
+    assert time.monotonic() - started < 5
+    assert told.exit_code == 1
+    assert re.search(r"could not connect to .*127\.0\.0\.1.*time", told.output, re.DOTALL)
+    assert SECRET not in told.output
+
+
+def test_unless_told_otherwise_a_host_is_given_ten_seconds(silent: int) -> None:
+    """All parts at once: it takes long enough."""
+    dsn = f"host=127.0.0.1 port={silent} user=u password={SECRET}"
+    producer, consumer, client = fastq.Producer(dsn), fastq.Consumer(dsn), fastq.Client(dsn)
+    consumer.handler("t")(lambda task: None)
+    parts: list[Callable[[], object]] = [
+        lambda: producer.enqueue(fastq.Task("t")),
+        lambda: producer.enqueue_many([fastq.Task("t", {})] * 100),
+        consumer.start,
+        client.counts,
+        lambda: fastq.migrate(dsn),
+        lambda: fastq.migrations.status(dsn),
+    ]
+
+    def try_it(part: Callable[[], object]) -> tuple[FastqError, float]:
+        started = time.monotonic()
+        with pytest.raises(FastqError) as caught:
+            part()
+        return caught.value, time.monotonic() - started
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        found = list(pool.map(try_it, parts))
+    producer.close()
+    for error, took in found:
+        assert isinstance(error, DatabaseError)
+        assert error.is_transient
+        assert SECRET not in str(error)
+        assert 9 < took < 15
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["migrate", "--status"], ["enqueue", "t"]])

@@ -81,8 +81,11 @@ class Session:
             raise BenchError(f"the embedded server runs with {' and '.join(self.server.weakened)} off")
 
     def look(self) -> Database:
-        """A connection of the benchmark's own, whose cost is not counted as fastq's. The caller closes it."""
-        return Database(self._look_dsn, self.name)
+        """A connection of the benchmark's own, whose cost is not counted as fastq's. The caller closes it.
+
+        Without a limit for a statement: some look at every task.
+        """
+        return Database(self._look_dsn, self.name, statement_timeout=None)
 
     def producer(self) -> Producer:
         """A producer with fastq's defaults, closed at the end."""

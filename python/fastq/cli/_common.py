@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from fastq._options import ClientOptions
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -19,6 +21,37 @@ def database_options(command: F) -> F:
         "--schema", metavar="NAME", help="The schema that holds fastq's tables.  [FASTQ_SCHEMA, else fastq]"
     )(command)
     return click.option("--dsn", metavar="DSN", help="The database: a URI or key=value pairs.  [FASTQ_DSN]")(command)
+
+
+def timeout_options(statement: str) -> Callable[[F], F]:
+    """Add ``--connect-timeout`` and ``--statement-timeout``; `read_timeouts` takes them.
+
+    Args:
+        statement: the default of the latter, for its help.
+    """
+
+    def add(command: F) -> F:
+        command = click.option(
+            "--statement-timeout",
+            type=float,
+            metavar="SECONDS",
+            help=f"A statement whose answer takes longer counts as a lost connection.  [{statement}]",
+        )(command)
+        return click.option(
+            "--connect-timeout", type=float, metavar="SECONDS", help="How long a connection may take.  [10]"
+        )(command)
+
+    return add
+
+
+def read_timeouts(connect_timeout: float | None, statement_timeout: float | None) -> ClientOptions:
+    """Those that were given, as the library takes them."""
+    options: ClientOptions = {}
+    if connect_timeout is not None:
+        options["connect_timeout"] = connect_timeout
+    if statement_timeout is not None:
+        options["statement_timeout"] = statement_timeout
+    return options
 
 
 def json_option(command: F) -> F:
@@ -36,4 +69,4 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-__all__ = ["database_options", "json_option", "print_json", "stderr"]
+__all__ = ["database_options", "json_option", "print_json", "read_timeouts", "stderr", "timeout_options"]

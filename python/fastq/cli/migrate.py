@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from fastq import migrations
-from fastq.cli._common import database_options, json_option, print_json
+from fastq._options import ClientOptions
+from fastq.cli._common import database_options, json_option, print_json, read_timeouts, timeout_options
 from fastq.rights import KINDS
 from fastq.settings import resolve_schema
 
@@ -24,6 +25,7 @@ from fastq.settings import resolve_schema
     "--viewer", metavar="ROLE", help="With --grants: a role that may only look.  [all three, with example names]"
 )
 @json_option
+@timeout_options("none; with --status: 30")
 @database_options
 def migrate(
     *,
@@ -35,6 +37,8 @@ def migrate(
     as_json: bool,
     dsn: str | None,
     schema: str | None,
+    connect_timeout: float | None,
+    statement_timeout: float | None,
     **roles: str | None,
 ) -> None:
     """Create fastq's schema, or bring it to this version. Any number of processes may do it at once, while workers run."""
@@ -44,16 +48,17 @@ def migrate(
         raise click.UsageError("--yes belongs to --down")
     if not grants and any(role is not None for role in roles.values()):
         raise click.UsageError(f"{', '.join(f'--{kind}' for kind in KINDS)} belong to --grants")
+    options = read_timeouts(connect_timeout, statement_timeout)
     if grants:
         _show_grants(schema, roles, as_json=as_json)
     elif status:
-        _show_status(dsn, schema, as_json=as_json)
+        _show_status(dsn, schema, options, as_json=as_json)
     elif down is None:
-        _up(dsn, schema, target, as_json=as_json)
+        _up(dsn, schema, target, options, as_json=as_json)
     elif yes:
-        _down(dsn, schema, down, as_json=as_json)
+        _down(dsn, schema, down, options, as_json=as_json)
     else:
-        _preview(dsn, schema, down, as_json=as_json)
+        _preview(dsn, schema, down, options, as_json=as_json)
 
 
 def _show_grants(schema: str | None, roles: dict[str, str | None], *, as_json: bool) -> None:
@@ -64,8 +69,8 @@ def _show_grants(schema: str | None, roles: dict[str, str | None], *, as_json: b
         click.echo(text, nl=False)
 
 
-def _up(dsn: str | None, schema: str | None, target: int | None, *, as_json: bool) -> None:
-    applied = migrations.migrate(dsn, schema=schema, target=target)
+def _up(dsn: str | None, schema: str | None, target: int | None, options: ClientOptions, *, as_json: bool) -> None:
+    applied = migrations.migrate(dsn, schema=schema, target=target, **options)
     if as_json:
         print_json({"schema": resolve_schema(schema), "applied": [step.version for step in applied]})
         return
@@ -75,8 +80,8 @@ def _up(dsn: str | None, schema: str | None, target: int | None, *, as_json: boo
         click.echo(f"schema {resolve_schema(schema)!r}: nothing was missing")
 
 
-def _down(dsn: str | None, schema: str | None, target: int, *, as_json: bool) -> None:
-    undone = migrations.down(dsn, schema=schema, target=target, yes=True)
+def _down(dsn: str | None, schema: str | None, target: int, options: ClientOptions, *, as_json: bool) -> None:
+    undone = migrations.down(dsn, schema=schema, target=target, yes=True, **options)
     if as_json:
         print_json({"schema": resolve_schema(schema), "undone": [step.version for step in undone]})
         return
@@ -86,8 +91,8 @@ def _down(dsn: str | None, schema: str | None, target: int, *, as_json: bool) ->
         click.echo("there was nothing to undo")
 
 
-def _preview(dsn: str | None, schema: str | None, target: int, *, as_json: bool) -> None:
-    loss = migrations.preview_down(dsn, schema=schema, target=target)
+def _preview(dsn: str | None, schema: str | None, target: int, options: ClientOptions, *, as_json: bool) -> None:
+    loss = migrations.preview_down(dsn, schema=schema, target=target, **options)
     if as_json:
         print_json(
             {
@@ -107,8 +112,8 @@ def _preview(dsn: str | None, schema: str | None, target: int, *, as_json: bool)
     raise click.ClickException("nothing was changed: say --yes if it is meant")
 
 
-def _show_status(dsn: str | None, schema: str | None, *, as_json: bool) -> None:
-    found = migrations.status(dsn, schema=schema)
+def _show_status(dsn: str | None, schema: str | None, options: ClientOptions, *, as_json: bool) -> None:
+    found = migrations.status(dsn, schema=schema, **options)
     if as_json:
         steps = [
             {

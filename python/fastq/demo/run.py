@@ -109,7 +109,7 @@ def run(count: int, dsn: str | None, data_dir: Path, screen: Screen) -> Report:
 def _drop(dsn: str, schema: str) -> Callable[[type[BaseException] | None, BaseException | None, object], None]:
     def leave(_: type[BaseException] | None, error: BaseException | None, __: object) -> None:
         try:
-            with Database(dsn, schema) as db:
+            with Database(dsn, schema, statement_timeout=None) as db:
                 db.drop_schema()
         except FastqError:
             # Where the database is what failed, that is the story to tell.

@@ -83,7 +83,8 @@ class Tables:
     """One connection for looking. Usable as a context manager."""
 
     def __init__(self, dsn: str, schema: str) -> None:
-        self._db = Database(dsn, schema)
+        # Looking at every task takes as long as there are tasks.
+        self._db = Database(dsn, schema, statement_timeout=None)
         # Compiling a statement over all leaves takes seconds, running it less than one.
         self._db.run("SET jit = off")
 

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from fastq import _engine
 from fastq._db import Database
-from fastq.cli._common import database_options, json_option, print_json
+from fastq._options import ClientOptions, read_client_options
+from fastq.cli._common import database_options, json_option, print_json, read_timeouts, timeout_options
 from fastq.cli.doctor._checks import Check
 from fastq.cli.doctor._schema import examine_schema
 from fastq.cli.doctor._server import examine_server
@@ -27,8 +28,16 @@ _COLOURS: Final = {"ok": "green", "info": "cyan", "warning": "yellow", "problem"
 
 @click.command()
 @json_option
+@timeout_options("30")
 @database_options
-def doctor(*, as_json: bool, dsn: str | None, schema: str | None) -> None:
+def doctor(
+    *,
+    as_json: bool,
+    dsn: str | None,
+    schema: str | None,
+    connect_timeout: float | None,
+    statement_timeout: float | None,
+) -> None:
     """Say what is wrong with a database for fastq, and what to do about it.
 
     Looks at connection, settings, held snapshots, schema and rights (a worker's, a producer's or a viewer's, whichever the role has),
@@ -37,7 +46,7 @@ def doctor(*, as_json: bool, dsn: str | None, schema: str | None) -> None:
     """
     checks = []
     console = Console(highlight=False)
-    for check in _examine(dsn, schema):
+    for check in _examine(dsn, schema, read_timeouts(connect_timeout, statement_timeout)):
         checks.append(check)
         if not as_json:
             _print(console, check)
@@ -65,10 +74,10 @@ def _print(console: Console, check: Check) -> None:
     console.print(row)
 
 
-def _examine(dsn: str | None, schema: str | None) -> Iterator[Check]:
+def _examine(dsn: str | None, schema: str | None, options: ClientOptions) -> Iterator[Check]:
     began = time.monotonic()
     try:
-        db = Database(resolve_dsn(dsn), resolve_schema(schema))
+        db = Database(resolve_dsn(dsn), resolve_schema(schema), **read_client_options(options))
     except FastqError as error:
         yield Check("connection", "problem", str(error))
         return
