@@ -126,7 +126,7 @@ class PrivateServer:
     """A server with a database `ROLE`, running once it is made. Durable, on loopback TCP with passwords and on a Unix socket.
 
     The embedded PostgreSQL's programs, or those in the folder that ``FASTQ_TEST_PG_BIN`` names. Port, passwords and data
-    stay the same over restarts. Its process is ours alone: `stop` and `kill_backend` hit nobody else.
+    stay the same over restarts. Its process is ours alone: `stop` and its kin hit nobody else.
 
     Args:
         disk: where the data lie; default: an ordinary folder.

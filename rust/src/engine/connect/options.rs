@@ -164,7 +164,8 @@ fn check_fixed(words: &Words) -> Result<()> {
 }
 
 fn read_tcp(words: &Words, silence: Duration) -> Result<Tcp> {
-    // 0 leaves it to the system. Linux's own two hours would leave a silent link unnoticed: ours is found out after 25 s.
+    // 0 leaves it to the system. Linux's own two hours would leave a silent link unnoticed. There the user timeout, where it is set, decides
+    // for the keepalives too, whatever their count is: ours is found out after `silence`; elsewhere after 25 s.
     let chosen = |word, default: u32| -> Result<Option<u32>> {
         let given = number(words, word)?.map(|n| u32::try_from(n).unwrap_or(0));
         Ok(Some(given.unwrap_or(default)).filter(|&n| n > 0))
