@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from fastq.cli.doctor._checks import Check, span
 from fastq.rights import Kind
 from tests.support.consuming import new_consumer, wait_for_states
 from tests.support.databases import Database
+from tests.support.faults.server import PrivateServer
+from tests.support.faults.standby import Standby
 from tests.support.lab import Lab
 from tests.support.roles import Roles, database_with_admin
 from tests.support.waiting import wait_until
@@ -485,18 +488,82 @@ def test_a_role_that_does_not_see_all_is_told(run: Run, roles: Roles) -> None:
     )
 
 
-def test_a_replication_slot_and_a_prepared_transaction_that_hold_rows() -> None:
-    """Told of as the server tells of them; a server with either is hard to come by."""
-    slot = ("slot", "standby_1", None, None, None, "inactive", 123_456, None)
-    assert _server._tell(slot) == (
-        "replication slot 'standby_1' (inactive) keeps dead rows over 123,456 transactions",
-        "its standby lags, or is gone: SELECT pg_drop_replication_slot('standby_1') if it is gone",
-    )
-    prepared = ("prepared", "gid 7", "app", None, None, None, 10, 7200.0)
-    assert _server._tell(prepared) == (
-        "transaction 'gid 7', prepared by 'app', keeps dead rows for 2 h",
-        "COMMIT PREPARED or ROLLBACK PREPARED 'gid 7', in this database",
-    )
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PrivateServer]:
+    """A server with prepared transactions and all kinds of replication slots, which few others have."""
+    with PrivateServer(max_prepared_transactions=5, wal_level="logical") as server:
+        yield server
+
+
+def _spend_transactions(server: PrivateServer) -> None:
+    with psycopg.connect(server.dsn, autocommit=True) as db:
+        for _ in range(5):
+            db.execute("SELECT pg_current_xact_id()")
+
+
+def test_a_prepared_transaction_that_holds_rows(run: Run, own_server: PrivateServer, impatient: None) -> None:
+    with psycopg.connect(own_server.dsn, autocommit=True) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT pg_current_xact_id()")
+        db.execute("PREPARE TRANSACTION 'gid 7'")
+        try:
+            [check] = _snapshots(run("--json", dsn=own_server.dsn))
+        finally:
+            db.execute("ROLLBACK PREPARED 'gid 7'")
+    assert check["status"] == "warning"
+    assert re.fullmatch(r"transaction 'gid 7', prepared by 'fastq', keeps dead rows for \d+ s", check["message"])
+    assert check["advice"] == "COMMIT PREPARED or ROLLBACK PREPARED 'gid 7', in this database"
+    [check] = _snapshots(run("--json", dsn=own_server.dsn))
+    assert check["status"] == "ok"
+
+
+def test_a_replication_slot_that_holds_rows(run: Run, own_server: PrivateServer, impatient: None) -> None:
+    with own_server.superuser() as db:
+
+        def told() -> list[dict[str, str]]:
+            _spend_transactions(own_server)
+            return _snapshots(run("--json", dsn=own_server.dsn))
+
+        # Neither keeps any of our rows: a logical one keeps rows of the catalogs alone, one that nobody has used yet none.
+        db.execute("SELECT pg_create_logical_replication_slot('stream_1', 'pgoutput')")
+        db.execute("SELECT pg_create_physical_replication_slot('standby_1', true)")
+        try:
+            found = db.execute("SELECT count(*) FROM pg_replication_slots WHERE catalog_xmin IS NOT NULL").fetchone()
+            assert found == (1,)
+            assert [check["status"] for check in told()] == ["ok"]
+            held = "SELECT count(*) FROM pg_replication_slots WHERE xmin IS NOT NULL AND active"
+            with Standby(own_server.superuser_dsn, "standby_1"):
+                wait_until(lambda: db.execute(held).fetchone() == (1,))
+                [check] = told()
+                assert check["status"] == "warning"
+                assert re.fullmatch(
+                    r"replication slot 'standby_1' \(active\) keeps dead rows over \d+ transactions", check["message"]
+                )
+            wait_until(lambda: db.execute(held).fetchone() == (0,))
+            [check] = told()
+            assert check["message"].startswith("replication slot 'standby_1' (inactive) keeps dead rows over ")
+            assert check["advice"] == (
+                "its standby lags, or is gone: SELECT pg_drop_replication_slot('standby_1') if it is gone"
+            )
+        finally:
+            db.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        assert [check["status"] for check in told()] == ["ok"]
+
+
+def test_a_standby_that_holds_rows(run: Run, own_server: PrivateServer, impatient: None) -> None:
+    sender = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND backend_xmin IS NOT NULL"
+    with own_server.superuser() as db, Standby(own_server.superuser_dsn):
+        row = wait_until(lambda: db.execute(sender).fetchone())
+        assert row is not None
+        _spend_transactions(own_server)
+        [check] = _snapshots(run("--json", dsn=own_server.superuser_dsn), f"server process {row[0]} of 'postgres'")
+        assert check["status"] == "warning"
+        assert re.search(r"keeps dead rows over \d+ transactions: a query on the standby", check["message"])
+        assert check["advice"] == "end that query there, or switch hot_standby_feedback off"
+        # Who may not see what it is takes it for a session.
+        [check] = _snapshots(run("--json", dsn=own_server.dsn), f"server process {row[0]} of 'postgres'")
+        assert "keeps dead rows over " in check["message"]
+    wait_until(lambda: _snapshots(run("--json", dsn=own_server.dsn))[0]["status"] == "ok")
 
 
 def test_few_connections_are_left(run: Run, roles: Roles, migrated: str) -> None:
