@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from fastq.app import App
     from fastq.client import Client, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
+    from fastq.control import SkipRetry, Snooze, SnoozeWithError
     from fastq.migrations import migrate
+    from fastq.outcome import ErrorHook
     from fastq.producer import Producer
     from fastq.retry import ConstantBackoff, ExponentialBackoff, RetryPolicy
 
@@ -39,11 +41,15 @@ _LAZY = {
     "Client": "fastq.client",
     "ConstantBackoff": "fastq.retry",
     "Consumer": "fastq.consumer",
+    "ErrorHook": "fastq.outcome",
     "ExponentialBackoff": "fastq.retry",
     "FailedAttempt": "fastq.client",
     "Page": "fastq.client",
     "Producer": "fastq.producer",
     "RetryPolicy": "fastq.retry",
+    "SkipRetry": "fastq.control",
+    "Snooze": "fastq.control",
+    "SnoozeWithError": "fastq.control",
     "TaskFunction": "fastq._function",
     "TaskInfo": "fastq._engine",
     "TaskRecord": "fastq.client",
@@ -60,6 +66,7 @@ __all__ = [
     "DatabaseError",
     "EnqueueError",
     "Enqueued",
+    "ErrorHook",
     "ExponentialBackoff",
     "FailedAttempt",
     "FastqError",
@@ -69,6 +76,9 @@ __all__ = [
     "RetryPolicy",
     "SchemaError",
     "SettingsError",
+    "SkipRetry",
+    "Snooze",
+    "SnoozeWithError",
     "Task",
     "TaskError",
     "TaskFunction",

@@ -95,12 +95,12 @@ class Engine:
         cls,
         settings: ConsumerSettings,
         handlers: list[Callable[[TaskInfo], object] | None],
-        on_error: Callable[[TaskInfo, BaseException], tuple[float | None, str, str]],
+        on_error: Callable[[TaskInfo, BaseException], tuple[bool, float | None, str, str]],
     ) -> Self:
         """Make one that is not started.
 
-        ``handlers``: one for each of settings.types, None where it is async. ``on_error`` gives the retry's delay in
-        seconds (None: failed for good), the error's text and its traceback.
+        ``handlers``: one for each of settings.types, None where it is async. ``on_error`` says whether the
+        attempt is a snooze, gives the delay in seconds (None: failed for good), the error's text and its traceback.
         """
     def start(self) -> None:
         """Connect, check the schema, register, and start. Raises DatabaseError, SchemaError or SettingsError."""
@@ -122,8 +122,8 @@ class Engine:
         """An async task's handler is called now: the index of its type. None: it must not be, and whose it is has been seen to."""
     def complete(self, task: TaskInfo) -> None:
         """An async task's handler returned."""
-    def fail(self, task: TaskInfo, delay: float | None, error: str, traceback: str) -> None:
-        """An async task's handler raised."""
+    def fail(self, task: TaskInfo, verdict: tuple[bool, float | None, str, str]) -> None:
+        """An async task's handler raised; the verdict is what ``on_error`` gives."""
     def stop(self) -> None:
         """Claim no more and give back what has not started. Returns at once; running handlers go on."""
     def abandon(self, seconds: float = 1.0) -> None:
@@ -133,7 +133,7 @@ class Engine:
     def stats(self) -> Mapping[str, float]:
         """Counters since the start.
 
-        Of tasks: claimed, started, completed, retried, failed, given_back, refused, timed_out. Of work: claims, flushes,
+        Of tasks: claimed, started, completed, retried, failed, snoozed, given_back, refused, timed_out. Of work: claims, flushes,
         statements, beats, reconnects.
         """
     @property

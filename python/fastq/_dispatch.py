@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastq._engine import Engine, TaskInfo
 
 Handler = Callable[["TaskInfo"], Awaitable[object]]
-OnError = Callable[["TaskInfo", BaseException], tuple[float | None, str, str]]
+OnError = Callable[["TaskInfo", BaseException], tuple[bool, float | None, str, str]]
 
 #: Messages fetched before the loop's other callbacks get their turn.
 _BATCH: Final = 256
@@ -48,7 +48,7 @@ class Dispatcher:
     Args:
         engine: its mailbox is fetched from, and it is told the outcomes.
         handlers: one for each of the engine's types, None where it is sync.
-        on_error: gives delay, error and traceback of what a handler raised.
+        on_error: gives the verdict on what a handler raised.
         reraise: a KeyboardInterrupt in a handler goes on to the loop (the caller's own) once it is noted.
     """
 
@@ -171,7 +171,7 @@ class Dispatcher:
         if self._running.get(run.number) is not run or isinstance(error, GeneratorExit):
             return
         del self._running[run.number]
-        self._engine.fail(info, *self._on_error(info, error))
+        self._engine.fail(info, self._on_error(info, error))
 
 
 class LoopThread:

@@ -41,7 +41,7 @@ class Running:
         settings: for the engine.
         sync_handlers: one for each of settings.types, None where it is async.
         async_handlers: one for each of settings.types, None where it is sync.
-        on_error: gives delay, error and traceback of what a handler raised.
+        on_error: gives the verdict on what a handler raised.
         own_loop: async handlers run on a loop in a thread of its own, else on the caller's.
     """
 

@@ -19,8 +19,9 @@ from fastq._function import Options, TaskFunction, TaskOptions
 from fastq._options import ConsumerOptions, read_count, read_duration, read_name
 from fastq.consumer import Consumer
 from fastq.errors import SettingsError
+from fastq.outcome import ErrorHook
 from fastq.producer import Producer
-from fastq.retry import RetryPolicy
+from fastq.retry import RetryFunction, RetryPolicy, read_policy
 from fastq.settings import resolve_dsn, resolve_schema
 from fastq.task import MAX_ATTEMPTS, Task
 
@@ -35,7 +36,8 @@ class ConsumerArguments(ConsumerOptions, total=False):
 
     queues: list[str] | None
     concurrency: int
-    retry_policy: RetryPolicy | None
+    retry_policy: RetryPolicy | RetryFunction | None
+    error_hook: ErrorHook | None
     stop_timeout: float | timedelta
     traceback_limit: int
 
@@ -46,6 +48,7 @@ class _Definition:
     is_async: bool
     workers: int | None
     timeout: float | None
+    retry_policy: RetryPolicy | None
 
 
 class App:
@@ -59,7 +62,7 @@ class App:
             installed, a private PostgreSQL starts by itself, with its data in FASTQ_DATA_DIR, else ``./.fastq``.
         schema: the schema that holds fastq's tables; None: FASTQ_SCHEMA, else ``"fastq"``.
         embedded: a folder: use a private PostgreSQL with its data there.
-        retry_policy: how long its tasks wait after an attempt that failed; None: `ExponentialBackoff()`.
+        retry_policy: how long its tasks wait after an attempt that failed, as `Consumer` takes it; None: `ExponentialBackoff()`.
 
     Raises:
         SettingsError: ``dsn`` and ``embedded`` are both given.
@@ -71,7 +74,7 @@ class App:
         *,
         schema: str | None = None,
         embedded: str | Path | None = None,
-        retry_policy: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | RetryFunction | None = None,
     ) -> None:
         if dsn is not None and embedded is not None:
             raise SettingsError("dsn and embedded are both given, but only one database can be used")
@@ -92,6 +95,7 @@ class App:
         max_attempts: int = MAX_ATTEMPTS,
         timeout: float | timedelta | None = None,
         workers: int | None = None,
+        retry_policy: RetryPolicy | RetryFunction | None = None,
     ) -> Callable[[Callable[P, R]], TaskFunction[P, R]]:
         """Decorate a function, sync or async, to be the handler of tasks of ``type``: it gets the payload's fields by name.
 
@@ -101,6 +105,7 @@ class App:
             max_attempts: runs in all, 1 to 32,767, before a task fails for good.
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never.
             workers: how many of it run at once in a consumer; None: as many as its ``concurrency`` lets.
+            retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
 
         Raises:
             SettingsError: a value out of range, the type has a function, or a parameter of the function has no name to
@@ -113,12 +118,13 @@ class App:
         Task(name, queue=queue, max_attempts=max_attempts)
         cap = None if workers is None else read_count("workers", workers)
         limit = None if timeout is None else read_duration("timeout", timeout)
+        policy = None if retry_policy is None else read_policy(retry_policy)
 
         def decorate(function: Callable[P, R]) -> TaskFunction[P, R]:
             if name in self._definitions:
                 raise SettingsError(f"type {name!r} has a function: {self._definitions[name].function!r}")
             made = TaskFunction(self, function, name, options)
-            self._definitions[name] = _Definition(function, inspect.iscoroutinefunction(function), cap, limit)
+            self._definitions[name] = _Definition(function, inspect.iscoroutinefunction(function), cap, limit, policy)
             return made
 
         return decorate
@@ -198,6 +204,7 @@ class App:
                 _call_with_fields(definition.function),
                 workers=definition.workers,
                 timeout=definition.timeout,
+                retry_policy=definition.retry_policy,
                 is_async=definition.is_async,
             )
         return consumer

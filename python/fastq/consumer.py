@@ -18,8 +18,8 @@ from fastq._lifetime import drive, drive_async, refuse_running_loop
 from fastq._options import ConsumerOptions, read_consumer_options, read_count, read_duration, read_name
 from fastq._running import Running
 from fastq.errors import ConsumerError, SettingsError
-from fastq.outcome import TRACEBACK_LIMIT, FailureHandler
-from fastq.retry import ExponentialBackoff, RetryPolicy
+from fastq.outcome import TRACEBACK_LIMIT, ErrorHook, FailureHandler
+from fastq.retry import RetryFunction, RetryPolicy, read_policy
 from fastq.settings import ConsumerSettings, TypeSettings, resolve_dsn, resolve_schema
 from fastq.task import to_seconds
 
@@ -35,6 +35,7 @@ STOP_TIMEOUT: Final = 30.0
 class _Registration:
     handler: Callable[[TaskInfo], Any]
     settings: TypeSettings
+    retry_policy: RetryPolicy
 
 
 class Consumer:
@@ -48,7 +49,9 @@ class Consumer:
         schema: the schema that holds fastq's tables; None: FASTQ_SCHEMA, else ``"fastq"``.
         queues: names of the queues to take tasks from; None: all.
         concurrency: how many handlers run at once, sync and async together; threads are started on demand.
-        retry_policy: how long a task waits after an attempt that failed; None: `ExponentialBackoff()`.
+        retry_policy: how long a task waits after an attempt that failed: a `RetryPolicy`, or a function of the task and the
+            error; None: `ExponentialBackoff()`. A type may have its own.
+        error_hook: told of each attempt that failed, as `ErrorHook` says; None: nobody is.
         stop_timeout: seconds, or a timedelta, that ``run``, ``arun`` and the ends of ``with`` and ``async with`` wait for
             running handlers.
         traceback_limit: bytes that are kept of a traceback.
@@ -65,7 +68,8 @@ class Consumer:
         schema: str | None = None,
         queues: Sequence[str] | None = None,
         concurrency: int = CONCURRENCY,
-        retry_policy: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | RetryFunction | None = None,
+        error_hook: ErrorHook | None = None,
         stop_timeout: float | timedelta = STOP_TIMEOUT,
         traceback_limit: int = TRACEBACK_LIMIT,
         **settings: Unpack[ConsumerOptions],
@@ -79,10 +83,9 @@ class Consumer:
             **options,
         )
         _engine.render("", self._settings.schema)
-        policy = ExponentialBackoff() if retry_policy is None else retry_policy
-        if not isinstance(policy, RetryPolicy):
-            raise SettingsError(f"retry_policy is {retry_policy!r}, but must have a method delay(task, error)")
-        self._on_error = FailureHandler(policy, read_count("traceback_limit", traceback_limit))
+        self._retry_policy = read_policy(retry_policy)
+        self._error_hook = _read_hook(error_hook)
+        self._traceback_limit = read_count("traceback_limit", traceback_limit)
         self._stop_timeout = to_seconds("stop_timeout", stop_timeout)
         self._handlers: dict[str, _Registration] = {}
         self._lock = threading.Lock()
@@ -97,6 +100,7 @@ class Consumer:
         *,
         workers: int | None = None,
         timeout: float | timedelta | None = None,
+        retry_policy: RetryPolicy | RetryFunction | None = None,
     ) -> Callable[[H], H]:
         """Decorate the function, sync or async, that runs tasks of ``type``. It gets a `TaskInfo`; its result is dropped.
 
@@ -108,6 +112,7 @@ class Consumer:
             workers: how many of it run at once; None: as many as ``concurrency`` lets.
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never. A coroutine is cancelled;
                 a sync handler can't be, its thread goes on and what comes of it is dropped.
+            retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
 
         Raises:
             SettingsError: a bad type or value, or the type has a handler.
@@ -115,7 +120,7 @@ class Consumer:
         """
 
         def decorate(function: H) -> H:
-            self.add_handler(type, function, workers=workers, timeout=timeout)
+            self.add_handler(type, function, workers=workers, timeout=timeout, retry_policy=retry_policy)
             return function
 
         return decorate
@@ -127,6 +132,7 @@ class Consumer:
         *,
         workers: int | None = None,
         timeout: float | timedelta | None = None,
+        retry_policy: RetryPolicy | RetryFunction | None = None,
         is_async: bool | None = None,
     ) -> None:
         """Register a handler as ``handler`` does.
@@ -136,6 +142,7 @@ class Consumer:
             function: called with a `TaskInfo`.
             workers: as in ``handler``.
             timeout: as in ``handler``.
+            retry_policy: as in ``handler``.
             is_async: whether ``function`` returns an awaitable; None: find out, which works for ``async def``.
 
         Raises:
@@ -164,7 +171,8 @@ class Consumer:
                 raise ConsumerError(f"the handler of {name!r} came too late: register handlers before the start")
             if name in self._handlers:
                 raise SettingsError(f"type {name!r} has a handler: {self._handlers[name].handler!r}")
-            self._handlers[name] = _Registration(function, settings)
+            policy = self._retry_policy if retry_policy is None else read_policy(retry_policy)
+            self._handlers[name] = _Registration(function, settings, policy)
 
     # --- sync ----------------------------------------------------------------------------------
 
@@ -275,7 +283,7 @@ class Consumer:
     # --- both ----------------------------------------------------------------------------------
 
     def stats(self) -> Mapping[str, float]:
-        """Counters since the start: claimed, started, completed, retried, failed and more.
+        """Counters since the start: claimed, started, completed, retried, failed, snoozed and more.
 
         Raises:
             ConsumerError: never started.
@@ -291,11 +299,12 @@ class Consumer:
                 raise ConsumerError("the consumer has no handlers: register one with @consumer.handler(type)")
             registrations = list(self._handlers.values())
             self._settings.types = [each.settings for each in registrations]
+            policies = [each.retry_policy for each in registrations]
             self._running = Running(
                 self._settings,
                 [None if each.settings.is_async else each.handler for each in registrations],
                 [each.handler if each.settings.is_async else None for each in registrations],
-                self._on_error,
+                FailureHandler(policies, self._traceback_limit, self._error_hook),
                 own_loop=own_loop,
             )
             return self._running
@@ -328,6 +337,12 @@ class Consumer:
                 f"the consumer was started in process {running.pid}, and this is its forked child {os.getpid()}: "
                 "start a consumer of its own here"
             )
+
+
+def _read_hook(hook: object) -> Any:
+    if hook is not None and (not callable(hook) or inspect.iscoroutinefunction(hook)):
+        raise SettingsError(f"error_hook is {hook!r}, but must be a function, and not async")
+    return hook
 
 
 def _read_queues(queues: object) -> list[str] | None:

@@ -1,15 +1,17 @@
-"""What becomes of an attempt that raised: the wait before the next one, and the texts that are kept of the error."""
+"""What becomes of an attempt that raised: whether it was one, the wait before the next, and the texts that are kept of the error."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from traceback import TracebackException
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from fastq.control import Control, SkipRetry, Snooze, SnoozeWithError, find_control
 from fastq.retry import ExponentialBackoff, RetryPolicy
 from fastq.task import to_seconds
 
@@ -29,40 +31,90 @@ _OWN_CODE: Final = f"{Path(__file__).parent}{os.sep}"
 _log = logging.getLogger("fastq.handler")
 
 
-class FailureHandler:
-    """Turns an exception into ``(delay, error, traceback)``: the delay in seconds, None where no attempt is left.
+Verdict = tuple[bool, float | None, str, str]
+"""Of an attempt that raised: whether it is a snooze and no attempt; seconds until the next one, None: failed for good; the
+error's text and its traceback, of a snooze empty."""
 
-    It never raises, whatever the exception or the policy does. Called on the thread that ran the handler.
+
+class ErrorHook(Protocol):
+    """Is told of each attempt that failed, timed out too, before that is stored. Called on the thread that ran the handler."""
+
+    def __call__(self, task: TaskInfo, error: BaseException, /, *, is_final: bool) -> object:
+        """Look at an error; what is returned is dropped, and what is raised is logged.
+
+        Args:
+            task: as its handler saw it.
+            error: what the handler raised.
+            is_final: the task has failed for good.
+        """
+
+
+class FailureHandler:
+    """Turns an exception into a `Verdict`.
+
+    It never raises, whatever the exception, the policy or the hook does. Called on the thread that ran the handler.
 
     Args:
-        policy: asked for the wait where an attempt is left.
+        policies: by the task's handler: asked for the wait where an attempt is left and the exception does not say it.
         traceback_limit: bytes of a traceback that are kept.
+        hook: told of what failed.
     """
 
-    __slots__ = ("_policy", "_traceback_limit")
+    __slots__ = ("_hook", "_policies", "_traceback_limit")
 
-    def __init__(self, policy: RetryPolicy, traceback_limit: int = TRACEBACK_LIMIT) -> None:
-        self._policy = policy
+    def __init__(
+        self,
+        policies: Sequence[RetryPolicy],
+        traceback_limit: int = TRACEBACK_LIMIT,
+        hook: ErrorHook | None = None,
+    ) -> None:
+        self._policies = policies
         self._traceback_limit = traceback_limit
+        self._hook = hook
 
-    def __call__(self, task: TaskInfo, error: BaseException) -> tuple[float | None, str, str]:
-        """What to store of ``error``, and when to try again."""
-        delay = self._delay(task, error) if task.attempt < task.max_attempts else None
+    def __call__(self, task: TaskInfo, error: BaseException) -> Verdict:
+        """What becomes of the task whose handler raised ``error``."""
+        control = _control(error)
+        if isinstance(control, Snooze):
+            with contextlib.suppress(Exception):
+                _log.debug("task %d (%s) is put off: runs again in %.1f s", task.id, task.type, control.seconds)
+            return True, control.seconds, "", ""
+        delay = self._delay(task, error, control)
         text = describe(error)
         with contextlib.suppress(Exception):
             _report(task, delay, text)
-        return delay, text, format_traceback(error, self._traceback_limit)
+        if self._hook is not None:
+            self._tell(self._hook, task, error, is_final=delay is None)
+        return False, delay, text, format_traceback(error, self._traceback_limit)
 
-    def _delay(self, task: TaskInfo, error: BaseException) -> float:
+    def _delay(self, task: TaskInfo, error: BaseException, control: Control | None) -> float | None:
+        if isinstance(control, SkipRetry) or task.attempt >= task.max_attempts:
+            return None
+        if isinstance(control, SnoozeWithError):
+            return control.seconds
+        policy = self._policies[task.handler]
         try:
-            return to_seconds("the retry policy's delay", self._policy.delay(task, error))
+            return to_seconds("the retry policy's delay", policy.delay(task, error))
         except (Exception, SystemExit):  # noqa: BLE001 - a class of the user's
             # The attempt's outcome must not be lost for a policy's sake, nor for a log's.
             with contextlib.suppress(Exception):
-                _log.exception(
-                    "retry policy %s failed for task %d: using the default", type(self._policy).__name__, task.id
-                )
+                _log.exception("retry policy %s failed for task %d: using the default", type(policy).__name__, task.id)
             return ExponentialBackoff().after(task.attempt)
+
+    @staticmethod
+    def _tell(hook: ErrorHook, task: TaskInfo, error: BaseException, *, is_final: bool) -> None:
+        try:
+            hook(task, error, is_final=is_final)
+        except (Exception, SystemExit):  # noqa: BLE001 - the user's
+            with contextlib.suppress(Exception):
+                _log.exception("the error hook failed for task %d", task.id)
+
+
+def _control(error: BaseException) -> Control | None:
+    try:
+        return find_control(error)
+    except Exception:  # noqa: BLE001 - classes of the user's take part in it, and groups can be nested too deep
+        return None
 
 
 def _report(task: TaskInfo, delay: float | None, text: str) -> None:
@@ -122,4 +174,13 @@ def fit(text: str, limit: int) -> str:
     return (data[:head] + gap + tail).decode("utf-8", "ignore")[: max(limit, 0)]
 
 
-__all__ = ["ERROR_LIMIT", "TRACEBACK_LIMIT", "FailureHandler", "describe", "fit", "format_traceback"]
+__all__ = [
+    "ERROR_LIMIT",
+    "TRACEBACK_LIMIT",
+    "ErrorHook",
+    "FailureHandler",
+    "Verdict",
+    "describe",
+    "fit",
+    "format_traceback",
+]

@@ -39,6 +39,7 @@ HOT = (
     "read_claims",
     "read_tasks",
     "rescue_claims",
+    "snooze_tasks",
     "tick",
 )
 STAGES = (
@@ -328,6 +329,7 @@ def test_a_failure_reads_its_claim_and_its_task_alone(big: Session) -> None:
     for delay in ("'{5}'", "'{NULL}'"):
         values = ["0", "'{1000}'", "'{30001000}'", delay, "'{e}'", "'{t}'", "'{5}'"]
         assert pages(big, TEXTS["fail_tasks"], *values) < 80
+    assert pages(big, TEXTS["snooze_tasks"], "0", "'{1000}'", "'{30001000}'", "'{5}'") < 80
 
 
 def test_a_tick_and_a_promotion_with_nothing_due_read_next_to_nothing(big: Session) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fastq import TaskInfo
+from fastq import Snooze, TaskInfo
 from tests.support.consuming import states
 from tests.support.lab import Lab, Runs
 from tests.support.waiting import wait_until
@@ -135,17 +135,22 @@ def test_rule_3_a_worker_whose_registration_was_deleted_registers_anew_and_start
 
 
 class _Ends(Runs):
-    """What it holds fails in the end."""
+    """What it holds raises in the end."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
 
     def __call__(self, task: TaskInfo) -> None:
         super().__call__(task)
-        raise ValueError("too late")
+        raise self._error
 
 
 @pytest.mark.parametrize("track", [0, 2, 3, 4])
-@pytest.mark.parametrize("end", ["completed", "retried", "failed for good"])
+@pytest.mark.parametrize("end", ["completed", "retried", "failed for good", "snoozed"])
 def test_rule_1_a_late_result_of_any_kind_is_refused_on_every_track(lab: Lab, end: str, track: int) -> None:
-    stale, fresh = Runs() if end == "completed" else _Ends(), Runs()
+    error = Snooze(3600) if end == "snoozed" else ValueError("too late")
+    stale, fresh = Runs() if end == "completed" else _Ends(error), Runs()
     fresh.release.set()
     [held] = lab.enqueue("hold", max_attempts=2 if end == "retried" else 1)
     lab.db.execute("UPDATE ready SET track = %s", [track])
@@ -166,4 +171,4 @@ def test_rule_1_a_late_result_of_any_kind_is_refused_on_every_track(lab: Lab, en
     assert fresh.ids == [held]
     assert lab.value("SELECT count(*) FROM delayed") == 0
     assert lab.value("SELECT count(*) FROM attempt_error WHERE took_us IS NOT NULL") == 0
-    assert [first.stats()[name] for name in ("completed", "retried", "failed")] == [0, 0, 0]
+    assert [first.stats()[name] for name in ("completed", "retried", "failed", "snoozed")] == [0, 0, 0, 0]

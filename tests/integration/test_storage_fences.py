@@ -61,3 +61,27 @@ def test_a_give_back_that_waits_for_a_flush_counts_for_the_rest(store: Session, 
         assert late.result(30) == {1: list(ids[:5])}
     assert claims_of(store) == {}
     assert states(store) == dict.fromkeys(ids[:5], "completed") | dict.fromkeys(ids[5:], "pending")
+
+
+def test_rule_1_a_snooze_counts_only_for_what_its_claim_still_holds(store: Session) -> None:
+    worker, ids = _claimed(store, 10)
+    assert worker.complete({1: ids[:5]}) == {}
+    assert worker.snooze(1, ids) == list(ids[:5])
+    assert states(store) == dict.fromkeys(ids[:5], "completed") | dict.fromkeys(ids[5:], "pending")
+    assert store.value("SELECT count(*) FROM fastq.delayed WHERE kind = 'scheduled' AND attempts = 0") == 5
+
+
+def test_a_snooze_that_waits_for_a_flush_of_its_claim_decides_on_what_that_left(
+    store: Session, open_session: OpenSession
+) -> None:
+    worker, ids = _claimed(store, 10)
+    other = open_session()
+    second = Worker(other, 1, register=False)
+    store.begin()
+    worker.complete({1: ids[:5]})
+    with in_background(other, lambda: second.snooze(1, ids)) as late:
+        wait_blocked(open_session(), other)
+        store.commit()
+        assert late.result(30) == list(ids[:5])
+    assert claims_of(store) == {}
+    assert states(store) == dict.fromkeys(ids[:5], "completed") | dict.fromkeys(ids[5:], "pending")

@@ -162,6 +162,12 @@ class Worker:
         )
         return [id_ for _, id_ in rows]
 
+    def snooze(self, no: int, ids: Sequence[int], delay: float = 0.0) -> list[int]:
+        """Puts these ids of a claim off; gives what was refused."""
+        count = len(ids)
+        rows = self.session.run("snooze_tasks", self.id, [no] * count, list(ids), [delay] * count)
+        return [id_ for _, id_ in rows]
+
     def beat(self, running: Iterable[int] = (), *, stopping: bool = False, refused: int = 0) -> tuple[bool, list[int]]:
         """Alive, and the claims that it holds."""
         alive, held = self.session.one("beat_consumer", self.id, multirange(running), stopping, refused)

@@ -16,7 +16,7 @@ from fastq.retry import ConstantBackoff
 
 
 def _task(attempt: int = 1, max_attempts: int = 3) -> Any:
-    return SimpleNamespace(id=17, type="t", attempt=attempt, max_attempts=max_attempts)
+    return SimpleNamespace(id=17, type="t", handler=0, attempt=attempt, max_attempts=max_attempts)
 
 
 def _raise(error: BaseException, cause: BaseException | None) -> None:
@@ -37,7 +37,7 @@ class _Unspeakable(Exception):  # noqa: N818
 
 
 def test_a_delay_while_attempts_are_left() -> None:
-    delay, error, traceback = FailureHandler(ConstantBackoff(5))(_task(2), _raised(ValueError("no")))
+    _, delay, error, traceback = FailureHandler([ConstantBackoff(5)])(_task(2), _raised(ValueError("no")))
     assert delay == 5.0
     assert error == "ValueError: no"
     assert traceback.startswith("Traceback (most recent call last):\n")
@@ -46,8 +46,8 @@ def test_a_delay_while_attempts_are_left() -> None:
 
 
 def test_none_when_the_last_attempt_failed() -> None:
-    assert FailureHandler(ConstantBackoff(5))(_task(3), _raised(ValueError("no")))[0] is None
-    assert FailureHandler(ConstantBackoff(5))(_task(1, 1), _raised(ValueError("no")))[0] is None
+    assert FailureHandler([ConstantBackoff(5)])(_task(3), _raised(ValueError("no")))[1] is None
+    assert FailureHandler([ConstantBackoff(5)])(_task(1, 1), _raised(ValueError("no")))[1] is None
 
 
 def test_a_timedelta_from_a_policy() -> None:
@@ -55,7 +55,7 @@ def test_a_timedelta_from_a_policy() -> None:
         def delay(self, task: object, error: BaseException) -> timedelta:
             return timedelta(minutes=1)
 
-    assert FailureHandler(Policy())(_task(), _raised(ValueError()))[0] == 60.0
+    assert FailureHandler([Policy()])(_task(), _raised(ValueError()))[1] == 60.0
 
 
 @pytest.mark.parametrize("answer", [-1, float("nan"), "soon", None, RuntimeError("broken"), SystemExit(3)])
@@ -66,7 +66,7 @@ def test_a_policy_that_fails_costs_no_outcome(answer: Any, caplog: pytest.LogCap
                 raise answer
             return answer
 
-    delay = FailureHandler(Policy())(_task(2), _raised(ValueError()))[0]
+    delay = FailureHandler([Policy()])(_task(2), _raised(ValueError()))[1]
     assert delay is not None
     assert 16 * 0.9 <= delay <= 16 * 1.1
     assert "retry policy Policy failed for task 17" in caplog.text
@@ -74,13 +74,13 @@ def test_a_policy_that_fails_costs_no_outcome(answer: Any, caplog: pytest.LogCap
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
 def test_what_would_end_the_process_is_a_failure_as_others(error: BaseException) -> None:
-    delay, text, _ = FailureHandler(ConstantBackoff(1))(_task(), _raised(error))
+    _, delay, text, _ = FailureHandler([ConstantBackoff(1)])(_task(), _raised(error))
     assert delay == 1.0
     assert text.startswith(type(error).__name__)
 
 
 def test_failures_are_logged_with_what_comes_next(caplog: pytest.LogCaptureFixture) -> None:
-    handle = FailureHandler(ConstantBackoff(5))
+    handle = FailureHandler([ConstantBackoff(5)])
     handle(_task(1), _raised(ValueError("a\nb")))
     handle(_task(3), _raised(ValueError("no")))
     assert [(record.name, record.levelno, record.getMessage()) for record in caplog.records] == [
@@ -101,7 +101,7 @@ def test_a_log_that_fails_costs_no_outcome(caplog: pytest.LogCaptureFixture) -> 
     logger = logging.getLogger("fastq.handler")
     logger.addFilter(broken := Broken())
     try:
-        assert FailureHandler(ConstantBackoff(5))(_task(), _raised(ValueError("no")))[0] == 5.0
+        assert FailureHandler([ConstantBackoff(5)])(_task(), _raised(ValueError("no")))[1] == 5.0
     finally:
         logger.removeFilter(broken)
     assert caplog.records == []
@@ -126,7 +126,7 @@ def test_an_error_without_text() -> None:
 
 
 def test_text_that_postgresql_refuses_is_cleaned() -> None:
-    delay, text, traceback = FailureHandler(ConstantBackoff(1))(_task(), _raised(ValueError("a\0b\ud800c")))
+    _, delay, text, traceback = FailureHandler([ConstantBackoff(1)])(_task(), _raised(ValueError("a\0b\ud800c")))
     assert delay == 1.0
     assert text == "ValueError: a\ufffdb?c"
     for kept in (text, traceback):

@@ -135,7 +135,7 @@ impl Engine {
         });
         match called {
             Ok(Ok(())) => Outcome::Completed,
-            Ok(Err(failure)) => Outcome::Failed(Box::new(failure)),
+            Ok(Err(outcome)) => outcome,
             Err(e) => Outcome::Failed(Box::new(Failure {
                 delay: Some(UNCALLED_S),
                 error: clean(format!("the handler could not be called: {e}")),
@@ -144,20 +144,27 @@ impl Engine {
         }
     }
 
-    /// What Python's policy makes of an exception.
-    fn judge(&self, py: Python<'_>, info: &Py<TaskInfo>, error: PyErr) -> Failure {
-        let judged = self
-            .on_error
-            .call1(py, (info, error.into_value(py)))
-            .and_then(|r| r.extract::<(Option<f64>, String, String)>(py));
+    /// What Python's rules make of an exception.
+    fn judge(&self, py: Python<'_>, info: &Py<TaskInfo>, error: PyErr) -> Outcome {
+        let judged = self.on_error.call1(py, (info, error.into_value(py))).and_then(|r| r.extract::<Verdict>(py));
         match judged {
-            Ok((delay, error, traceback)) => Failure { delay, error: clean(error), traceback: clean(traceback) },
-            Err(e) => Failure {
+            Ok(verdict) => outcome(verdict),
+            Err(e) => Outcome::Failed(Box::new(Failure {
                 delay: None,
                 error: clean(format!("the error handler failed: {e}")),
                 traceback: String::new(),
-            },
+            })),
         }
+    }
+}
+
+/// Of an attempt that raised: whether it is no attempt but a snooze, seconds until the next one, the error's text and traceback.
+type Verdict = (bool, Option<f64>, String, String);
+
+fn outcome((is_snooze, delay, error, traceback): Verdict) -> Outcome {
+    match delay {
+        Some(seconds) if is_snooze => Outcome::Snoozed(seconds),
+        _ => Outcome::Failed(Box::new(Failure { delay, error: clean(error), traceback: clean(traceback) })),
     }
 }
 
@@ -252,11 +259,15 @@ impl Engine {
         let (records, threads, ended) = py.detach(|| shared.outbox.wait(limit));
         for expired in shared.take_expired() {
             let message = format!("the attempt took longer than its timeout of {} s", expired.timeout.as_secs_f64());
-            let failure = match Py::new(py, TaskInfo::new(expired.task.clone(), 0, &shared)) {
+            let outcome = match Py::new(py, TaskInfo::new(expired.task.clone(), 0, &shared)) {
                 Ok(info) => this.judge(py, &info, pyo3::exceptions::PyTimeoutError::new_err(message)),
-                Err(_) => Failure { delay: Some(UNCALLED_S), error: message, traceback: String::new() },
+                Err(_) => Outcome::Failed(Box::new(Failure {
+                    delay: Some(UNCALLED_S),
+                    error: message,
+                    traceback: String::new(),
+                })),
             };
-            shared.fail_expired(&expired, failure);
+            shared.end_expired(&expired, outcome);
         }
         let records = records.into_iter().map(|r| (r.level as i32, format!("fastq.{}", r.part), r.message));
         Ok((PyList::new(py, records.collect::<Vec<_>>())?, threads, ended))
@@ -291,16 +302,8 @@ impl Engine {
         Ok(())
     }
 
-    fn fail(
-        &self,
-        py: Python<'_>,
-        task: &TaskInfo,
-        delay: Option<f64>,
-        error: String,
-        traceback: String,
-    ) -> PyResult<()> {
-        let failure = Failure { delay, error: clean(error), traceback: clean(traceback) };
-        self.shared(py)?.finish_run(task.run, &task.task, Outcome::Failed(Box::new(failure)));
+    fn fail(&self, py: Python<'_>, task: &TaskInfo, verdict: Verdict) -> PyResult<()> {
+        self.shared(py)?.finish_run(task.run, &task.task, outcome(verdict));
         Ok(())
     }
 

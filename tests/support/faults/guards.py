@@ -88,6 +88,20 @@ GUARDS: Final = (
         _FENCES + "test_two_flushes_of_failures_of_one_claim_both_count",
     ),
     _sql(
+        "snooze: only what the claim holds",
+        "snooze_tasks",
+        " WHERE h.ids @> s.id",
+        "",
+        _FENCES + "test_rule_1_a_snooze_counts_only_for_what_its_claim_still_holds",
+    ),
+    _sql(
+        "snooze: decides on the locked row",
+        "snooze_tasks",
+        "ORDER BY no FOR NO KEY UPDATE",
+        "ORDER BY no",
+        _FENCES + "test_a_snooze_that_waits_for_a_flush_of_its_claim_decides_on_what_that_left",
+    ),
+    _sql(
         "give back: only what the claim holds",
         "give_back_tasks",
         "h.ids * s.ids AS ok",

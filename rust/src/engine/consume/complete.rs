@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join3;
+use futures_util::future::try_join4;
 use tokio::time::{sleep, timeout};
 
 use crate::engine::connect::{Backoff, Link, Target};
@@ -43,17 +43,20 @@ struct Flush {
     /// By claim: ids and their run times.
     completed: BTreeMap<i64, Vec<(i64, u32)>>,
     failed: Vec<(i64, i64, Failure, u32)>,
+    /// Claim, id and seconds.
+    snoozed: Vec<(i64, i64, f64)>,
     given_back: BTreeMap<i64, Vec<i64>>,
     count: usize,
     /// It was sent before and no answer came: what is refused now may have been stored then.
     in_doubt: bool,
 }
 
-/// Which of the three statements a refusal came from.
+/// Which of the four statements a refusal came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Completed,
     Failed,
+    Snoozed,
     GivenBack,
 }
 
@@ -64,6 +67,7 @@ impl Flush {
         match ended.outcome {
             Outcome::Completed => self.completed.entry(no).or_default().push((id, ended.took_us)),
             Outcome::Failed(failure) => self.failed.push((no, id, *failure, ended.took_us)),
+            Outcome::Snoozed(delay) => self.snoozed.push((no, id, delay)),
             Outcome::GivenBack => self.given_back.entry(no).or_default().push(id),
         }
     }
@@ -95,9 +99,15 @@ impl Flush {
             took_us,
             outcome: Outcome::Failed(Box::new(f)),
         });
+        let snoozed = self.snoozed.into_iter();
+        let snoozed = snoozed.map(move |(no, id, delay)| Ended {
+            holder: holder(no, id),
+            took_us: 0,
+            outcome: Outcome::Snoozed(delay),
+        });
         let back = self.given_back.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |id| (no, id)));
         let back = back.map(move |(no, id)| Ended { holder: holder(no, id), took_us: 0, outcome: Outcome::GivenBack });
-        completed.chain(failed).chain(back)
+        completed.chain(failed).chain(snoozed).chain(back)
     }
 
     /// Members by claim, for the books.
@@ -109,8 +119,8 @@ impl Flush {
         for (no, ids) in &self.given_back {
             *counts.entry(*no).or_default() += ids.len() as u64;
         }
-        for (no, ..) in &self.failed {
-            *counts.entry(*no).or_default() += 1;
+        for no in self.failed.iter().map(|f| f.0).chain(self.snoozed.iter().map(|s| s.0)) {
+            *counts.entry(no).or_default() += 1;
         }
         counts
     }
@@ -281,6 +291,7 @@ impl<'a> Completer<'a> {
                 Outcome::Completed => (format!("its completion could not be stored: SQLSTATE {code}"), None),
                 Outcome::Failed(f) if f.error.starts_with(PLAIN) => (String::new(), f.delay),
                 Outcome::Failed(f) => (format!("{PLAIN}: SQLSTATE {code}"), f.delay),
+                Outcome::Snoozed(delay) => (format!("its snooze could not be stored: SQLSTATE {code}"), Some(*delay)),
                 Outcome::GivenBack => (String::new(), None),
             };
             if self.named.len() >= NAMED {
@@ -362,6 +373,15 @@ impl<'a> Completer<'a> {
             let times: Vec<i64> = flush.failed.iter().map(|f| i64::from(f.3)).collect();
             link.query("fail_tasks", &[&me, &nos, &ids, &delays, &errors, &traces, &times]).await
         };
+        let snoozed = async {
+            if flush.snoozed.is_empty() {
+                return Ok(Vec::new());
+            }
+            let nos: Vec<i64> = flush.snoozed.iter().map(|s| s.0).collect();
+            let ids: Vec<i64> = flush.snoozed.iter().map(|s| s.1).collect();
+            let delays: Vec<f64> = flush.snoozed.iter().map(|s| s.2).collect();
+            link.query("snooze_tasks", &[&me, &nos, &ids, &delays]).await
+        };
         let given_back = async {
             if flush.given_back.is_empty() {
                 return Ok(Vec::new());
@@ -370,15 +390,17 @@ impl<'a> Completer<'a> {
             let sets: Vec<IdSet> = flush.given_back.values().map(|ids| IdSet::from_ids(&mut ids.clone())).collect();
             link.query("give_back_tasks", &[&me, &nos, &sets]).await
         };
-        let (completed, failed, given_back) = try_join3(completed, failed, given_back).await?;
+        let (completed, failed, snoozed, given_back) = try_join4(completed, failed, snoozed, given_back).await?;
         let sent = usize::from(!flush.completed.is_empty())
             + usize::from(!flush.failed.is_empty())
+            + usize::from(!flush.snoozed.is_empty())
             + usize::from(!flush.given_back.is_empty());
         Counters::add(&self.shared.counters.flushes, 1);
         Counters::add(&self.shared.counters.statements, sent);
         let mut refused: Vec<(Part, i64, IdSet)> = Vec::new();
         refused.extend(completed.iter().map(|r| (Part::Completed, r.get(0), r.get(1))));
         refused.extend(failed.iter().map(|r| (Part::Failed, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
+        refused.extend(snoozed.iter().map(|r| (Part::Snoozed, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
         refused.extend(given_back.iter().map(|r| (Part::GivenBack, r.get(0), r.get(1))));
         Ok(refused)
     }
@@ -400,6 +422,7 @@ impl<'a> Completer<'a> {
         counters.completed.fetch_add(completed as u64 - lost(Part::Completed), Ordering::Relaxed);
         counters.failed.fetch_add(final_failures as u64, Ordering::Relaxed);
         counters.retried.fetch_add((stored.len() - final_failures) as u64, Ordering::Relaxed);
+        counters.snoozed.fetch_add(flush.snoozed.len() as u64 - lost(Part::Snoozed), Ordering::Relaxed);
         counters.given_back.fetch_add(given_back as u64 - lost(Part::GivenBack), Ordering::Relaxed);
         if refused.is_empty() {
             return;
@@ -412,7 +435,9 @@ impl<'a> Completer<'a> {
             gone.retain(|g| !ours.contains(g));
             let counters = &self.shared.counters;
             for (no, id) in ours {
+                let snoozed = flush.snoozed.iter().any(|s| s.0 == no && s.1 == id);
                 match flush.failed.iter().find(|f| f.0 == no && f.1 == id) {
+                    _ if snoozed => Counters::add(&counters.snoozed, 1),
                     Some(failed) if failed.2.delay.is_some() => Counters::add(&counters.retried, 1),
                     Some(_) => Counters::add(&counters.failed, 1),
                     None => Counters::add(&counters.completed, 1),

@@ -28,6 +28,8 @@ counters! {
     retried,
     /// Failed attempts stored whose task has failed for good.
     failed,
+    /// Tasks put off by their handlers.
+    snoozed,
     /// Tasks given back unstarted.
     given_back,
     /// Results that no longer counted: the claim did not hold the task any more.

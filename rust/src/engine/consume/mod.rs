@@ -43,7 +43,7 @@ use counters::Counters;
 use moment::Moment;
 use outcomes::{Ended, Outcomes};
 use sched::{Begun, Expired, Kind, Message, Sched, Slot, Take};
-use task::{Failure, Outcome, Task};
+use task::{Outcome, Task};
 
 /// All that a consumer's engine is told.
 #[derive(Debug, Clone)]
@@ -350,13 +350,9 @@ impl Shared {
     }
 
     /// Stores the failure of an attempt that ran out of time.
-    pub fn fail_expired(&self, expired: &Expired, failure: Failure) {
+    pub fn end_expired(&self, expired: &Expired, outcome: Outcome) {
         let took_us = micros(Moment::now().since(expired.started));
-        self.outcomes.push(Ended {
-            holder: expired.task.holder(),
-            took_us,
-            outcome: Outcome::Failed(Box::new(failure)),
-        });
+        self.outcomes.push(Ended { holder: expired.task.holder(), took_us, outcome });
         self.expiring.fetch_sub(1, Ordering::AcqRel);
         self.outcomes.wake();
     }

@@ -159,6 +159,8 @@ pub enum Outcome {
     Completed,
     /// Its handler raised, or ran out of time.
     Failed(Box<Failure>),
+    /// Its handler asked to be run again in so many seconds, and that is no attempt.
+    Snoozed(f64),
     /// It was not started.
     GivenBack,
 }
