@@ -39,6 +39,7 @@ HOT = (
     "read_claims",
     "read_tasks",
     "rescue_claims",
+    "set_aside_task",
     "snooze_tasks",
     "tick",
 )

@@ -1,4 +1,4 @@
-"""Rule 6 beyond results: what fails for one member of an enqueue, a promotion or a rescue harms none of the others."""
+"""Rule 6 beyond results: what fails for one member of an enqueue, a promotion, a claim, a rescue or a clean-up harms none of the others."""
 
 from __future__ import annotations
 
@@ -112,3 +112,69 @@ def test_a_task_that_can_not_be_rescued_keeps_nobody_waiting(lab: Lab, caplog: p
     assert any(str(culprit) in line for line in said), said
     assert sum("can't be rescued" in line for line in said) <= 2, said
     assert lab.value("SELECT count(*) FROM claim WHERE ids @> %s::bigint", culprit) == 1
+
+
+@pytest.mark.parametrize("chunk", [500, 1], ids=["in one chunk", "one by one"])
+def test_a_task_that_can_not_be_claimed_keeps_nobody_waiting(
+    lab: Lab, caplog: pytest.LogCaptureFixture, chunk: int
+) -> None:
+    ids = lab.enqueue(count=500) if chunk == 500 else [lab.producer.enqueue(Task("t")).id for _ in range(500)]
+    culprit = ids[333]
+    _fail_for(lab, "claim", sql.SQL("NEW.ids @> {}::bigint").format(sql.Literal(culprit)))
+    runs = Runs()
+    # Of another type, behind it in the same claims.
+    other = Runs()
+    consumer = lab.consumer(runs)
+    lab.consumer(other, type="u")
+    [beside] = [lab.producer.enqueue(Task("u")).id]
+    wait_until(lambda: len(runs.ids) == 499 and other.ids == [beside], timeout=30, message="all others")
+    assert set(runs.ids) == set(ids) - {culprit}
+    _wait_until_quiet(lab, consumer, 30)
+    # Put off, not forgotten, and named once.
+    assert lab.value("SELECT count(*) FROM delayed WHERE id = %s AND run_at > clock_timestamp()", culprit) == 1
+    assert caplog.text.count(f"task {culprit} can't be claimed, and is put off for a minute") == 1
+    assert consumer.stats()["claimed"] == 499
+    lab.db.execute("DROP TRIGGER refuse ON claim")
+    lab.db.execute("UPDATE delayed SET run_at = clock_timestamp()")
+    wait_until(lambda: runs.ids[499:] == [culprit], timeout=20)
+
+
+@pytest.mark.parametrize("track", [2, 3])
+def test_a_careful_task_that_can_not_be_claimed_keeps_nobody_waiting(
+    lab: Lab, caplog: pytest.LogCaptureFixture, track: int
+) -> None:
+    ids = [lab.producer.enqueue(Task("t")).id for _ in range(5)]
+    lab.db.execute("UPDATE ready SET track = %s", [track])
+    _fail_for(lab, "claim", sql.SQL("NEW.ids @> {}::bigint").format(sql.Literal(ids[1])))
+    runs = Runs()
+    lab.consumer(runs)
+    wait_until(lambda: len(runs.ids) == 4, timeout=20, message="the other four")
+    assert set(runs.ids) == set(ids) - {ids[1]}
+    assert caplog.text.count(f"task {ids[1]} can't be claimed, and is put off for a minute") == 1
+    assert lab.value("SELECT count(*) FROM delayed WHERE id = %s", ids[1]) == 1
+
+
+def test_a_dead_task_that_can_not_be_forgotten_keeps_no_other_clean_up_waiting(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastq")
+    lab.db.execute(
+        "INSERT INTO dead (id, ended_at, created_at, lane, attempts, max_attempts, state, format, payload) "
+        "VALUES (1, now() - interval '30 days', now(), 1, 1, 1, 'failed', 'j', 'null')"
+    )
+    lab.db.execute(
+        "INSERT INTO attempt_error (id, failed_at, consumer, no, attempt, error) VALUES (7, now() - interval '30 days', 1, 1, 1, 'e')"
+    )
+    lab.db.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'it stays'; END$$"
+    )
+    lab.db.execute("CREATE TRIGGER refuse BEFORE DELETE ON dead FOR EACH ROW EXECUTE FUNCTION refuse()")
+    lab.consumer(completed_retention=1.0)
+    wait_until(lambda: lab.value("SELECT count(*) FROM attempt_error") == 0, timeout=20)
+    assert lab.value("SELECT count(*) FROM dead") == 1
+    lab.db.execute("DROP TRIGGER refuse ON dead")
+    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 0, timeout=20)
+    wait_until(lambda: "old tasks can be forgotten again" in caplog.text, timeout=20)
+    # Once, however many rounds it lasted, and not over before it was.
+    assert caplog.text.count("old tasks can't be forgotten") == 1
+    assert caplog.text.count("old tasks can be forgotten again") == 1

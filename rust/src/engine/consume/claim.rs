@@ -2,6 +2,7 @@
 
 mod answer;
 mod careful;
+mod culprit;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -24,6 +25,7 @@ use crate::engine::consume::{Phase, Shared};
 use crate::engine::error::Result;
 
 use careful::HOLD;
+use culprit::Search;
 
 /// Payload of one claim, at most.
 const CLAIM_BYTES: usize = 8 << 20;
@@ -110,6 +112,7 @@ pub struct Claimer<'a> {
     hold: Duration,
     hold_after: Instant,
     careful_trouble: Trouble,
+    search: Search,
 }
 
 impl<'a> Claimer<'a> {
@@ -132,6 +135,7 @@ impl<'a> Claimer<'a> {
             hold: HOLD.0,
             hold_after: now,
             careful_trouble: Trouble::new("claimer"),
+            search: Search::new(),
         }
     }
 
@@ -332,7 +336,11 @@ impl<'a> Claimer<'a> {
             return Ok(false);
         }
         let began = Instant::now();
-        let brought = self.claim(&asked).await?;
+        let Some(brought) = self.claim_or_search(&mut asked).await? else {
+            // What these lanes hold is still there.
+            self.sweep_wanted |= sweep;
+            return Ok(true);
+        };
         if sweep {
             self.swept = Some(began);
             self.sweep_time = began.elapsed();

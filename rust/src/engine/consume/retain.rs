@@ -49,15 +49,18 @@ pub struct Retention {
     step: Step,
     leaves: Vec<i16>,
     due: Instant,
+    /// No step of this round has failed.
+    is_clean: bool,
 }
 
 impl Retention {
     /// The first round comes at once.
     pub fn new(completed: Duration, failed: Duration) -> Self {
-        Self { completed, failed, step: Step::OpenLeaf, leaves: Vec::new(), due: Instant::now() }
+        Self { completed, failed, step: Step::OpenLeaf, leaves: Vec::new(), due: Instant::now(), is_clean: true }
     }
 
-    /// The steps that are due, for a short while, which ends at `beat_at` at the latest, but one in any case. True: a round is over.
+    /// The steps that are due, for a short while, which ends at `beat_at` at the latest, but one in any case. True: a round is
+    /// over, and each of its steps has worked.
     pub async fn work(
         &mut self,
         shared: &Shared,
@@ -68,8 +71,14 @@ impl Retention {
         let until = beat_at.min(Instant::now() + SLICE);
         let mut is_over = false;
         while Instant::now() >= self.due {
-            self.step(shared, link, me, term).await?;
-            is_over |= self.step == Step::OpenLeaf;
+            let step = self.step.clone();
+            if let Err(e) = self.step(shared, link, me, term).await {
+                self.skip(step);
+                return Err(e);
+            }
+            if self.step == Step::OpenLeaf {
+                is_over |= std::mem::replace(&mut self.is_clean, true);
+            }
             if Instant::now() >= until {
                 break;
             }
@@ -144,10 +153,21 @@ impl Retention {
         Ok(())
     }
 
-    /// Starts over in the next round.
-    pub fn postpone(&mut self) {
-        self.step = Step::OpenLeaf;
-        self.due = Instant::now() + self.round();
+    /// What failed is tried again in the next round; what does not depend on it goes on in this one.
+    fn skip(&mut self, failed: Step) {
+        self.is_clean = false;
+        self.step = match failed {
+            Step::OpenLeaf => Step::ListLeaves,
+            Step::ListLeaves => Step::PurgeDead,
+            Step::MoveChunks(_) | Step::CarryDelayed(_) | Step::EmptyLeaf(_) => self.next_leaf(),
+            Step::PurgeDead => Step::PurgeErrors(0),
+            Step::PurgeErrors(_) => Step::PurgeTokens(String::new(), String::new()),
+            Step::PurgeTokens(..) => {
+                self.is_clean = true;
+                self.due = Instant::now() + self.round();
+                Step::OpenLeaf
+            }
+        };
     }
 
     fn round(&self) -> Duration {

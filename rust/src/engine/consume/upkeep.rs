@@ -217,14 +217,13 @@ impl<'a> Upkeep<'a> {
                 }
             }
             Duty::Retain => match self.retention.work(self.shared, link, leader, beat_at).await {
-                // A whole round: the first steps of the next may work where the last ones will fail again.
+                // A whole round: some of its steps may work where others will fail again.
                 Ok(true) => self.retention_trouble.end(self.shared, "old tasks can be forgotten again"),
                 Ok(false) => {}
                 Err(e) if e.is_lost() => return Err(e),
                 Err(e) => {
                     let message = format!("old tasks can't be forgotten, tried again in the next round: {e}");
                     self.retention_trouble.note(self.shared, &e, message);
-                    self.retention.postpone();
                 }
             },
         }

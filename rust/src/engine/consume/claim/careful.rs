@@ -96,6 +96,10 @@ impl Claimer<'_> {
             asked.push(&self.lanes[at], track, 0, 0, tasks);
         }
         asked.chunks = vec![count; tracks.len()];
-        self.claim(&asked).await
+        loop {
+            if let Some(brought) = self.claim_or_search(&mut asked).await? {
+                return Ok(brought);
+            }
+        }
     }
 }
