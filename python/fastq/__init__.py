@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from fastq.app import App
     from fastq.client import Client, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
+    from fastq.context import current_task
     from fastq.control import SkipRetry, Snooze, SnoozeWithError
+    from fastq.middleware import Middleware
     from fastq.migrations import migrate
     from fastq.outcome import ErrorHook
     from fastq.producer import Producer
@@ -44,6 +46,7 @@ _LAZY = {
     "ErrorHook": "fastq.outcome",
     "ExponentialBackoff": "fastq.retry",
     "FailedAttempt": "fastq.client",
+    "Middleware": "fastq.middleware",
     "Page": "fastq.client",
     "Producer": "fastq.producer",
     "RetryPolicy": "fastq.retry",
@@ -53,6 +56,7 @@ _LAZY = {
     "TaskFunction": "fastq._function",
     "TaskInfo": "fastq._engine",
     "TaskRecord": "fastq.client",
+    "current_task": "fastq.context",
     "migrate": "fastq.migrations",
 }
 
@@ -70,6 +74,7 @@ __all__ = [
     "ExponentialBackoff",
     "FailedAttempt",
     "FastqError",
+    "Middleware",
     "Page",
     "PayloadError",
     "Producer",
@@ -86,6 +91,7 @@ __all__ = [
     "TaskNotFound",
     "TaskRecord",
     "__version__",
+    "current_task",
     "migrate",
 ]
 

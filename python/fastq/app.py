@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from fastq._function import Options, TaskFunction, TaskOptions
 from fastq._options import ConsumerOptions, read_count, read_duration, read_name
 from fastq.consumer import Consumer
 from fastq.errors import SettingsError
+from fastq.middleware import Middleware, read_middleware
 from fastq.outcome import ErrorHook
 from fastq.producer import Producer
 from fastq.retry import RetryFunction, RetryPolicy, read_policy
@@ -27,6 +28,7 @@ from fastq.task import MAX_ATTEMPTS, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M", bound=Middleware)
 
 _log = logging.getLogger("fastq.app")
 
@@ -49,6 +51,7 @@ class _Definition:
     workers: int | None
     timeout: float | None
     retry_policy: RetryPolicy | None
+    middleware: Sequence[Middleware]
 
 
 class App:
@@ -83,6 +86,7 @@ class App:
         self._schema = schema
         self._retry_policy = retry_policy
         self._definitions: dict[str, _Definition] = {}
+        self._middleware: list[Middleware] = []
         self._lock = threading.Lock()
         self._dsn: str | None = None
         self._producer: Producer | None = None
@@ -96,6 +100,7 @@ class App:
         timeout: float | timedelta | None = None,
         workers: int | None = None,
         retry_policy: RetryPolicy | RetryFunction | None = None,
+        middleware: Sequence[Middleware] = (),
     ) -> Callable[[Callable[P, R]], TaskFunction[P, R]]:
         """Decorate a function, sync or async, to be the handler of tasks of ``type``: it gets the payload's fields by name.
 
@@ -106,6 +111,7 @@ class App:
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never.
             workers: how many of it run at once in a consumer; None: as many as its ``concurrency`` lets.
             retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
+            middleware: what goes around it, the first outermost; all of it within what ``use_middleware`` was given.
 
         Raises:
             SettingsError: a value out of range, the type has a function, or a parameter of the function has no name to
@@ -119,15 +125,32 @@ class App:
         cap = None if workers is None else read_count("workers", workers)
         limit = None if timeout is None else read_duration("timeout", timeout)
         policy = None if retry_policy is None else read_policy(retry_policy)
+        around = [read_middleware(one) for one in middleware]
 
         def decorate(function: Callable[P, R]) -> TaskFunction[P, R]:
             if name in self._definitions:
                 raise SettingsError(f"type {name!r} has a function: {self._definitions[name].function!r}")
             made = TaskFunction(self, function, name, options)
-            self._definitions[name] = _Definition(function, inspect.iscoroutinefunction(function), cap, limit, policy)
+            self._definitions[name] = _Definition(
+                function, inspect.iscoroutinefunction(function), cap, limit, policy, around
+            )
             return made
 
         return decorate
+
+    def use_middleware(self, middleware: M) -> M:
+        """Have ``middleware`` go around all of the app's functions, inside of what was given here before. Also a decorator.
+
+        Args:
+            middleware: a generator function of the task (a `TaskInfo`) that yields once, where the function runs; see
+                `Middleware`.
+
+        Raises:
+            SettingsError: it is something else.
+        """
+        read_middleware(middleware)
+        self._middleware.append(middleware)
+        return middleware
 
     def use(self, *, dsn: str | None = None, schema: str | None = None) -> None:
         """Use another database or schema than the app was made with: for a command line's options, for tests.
@@ -198,6 +221,8 @@ class App:
         """
         settings.setdefault("retry_policy", self._retry_policy)
         consumer = Consumer(self.dsn, schema=self._schema, **settings)
+        for one in self._middleware:
+            consumer.use(one)
         for name, definition in self._definitions.items():
             consumer.add_handler(
                 name,
@@ -205,6 +230,7 @@ class App:
                 workers=definition.workers,
                 timeout=definition.timeout,
                 retry_policy=definition.retry_policy,
+                middleware=definition.middleware,
                 is_async=definition.is_async,
             )
         return consumer

@@ -18,12 +18,14 @@ from fastq._lifetime import drive, drive_async, refuse_running_loop
 from fastq._options import ConsumerOptions, read_consumer_options, read_count, read_duration, read_name
 from fastq._running import Running
 from fastq.errors import ConsumerError, SettingsError
+from fastq.middleware import Middleware, read_middleware, surround
 from fastq.outcome import TRACEBACK_LIMIT, ErrorHook, FailureHandler
 from fastq.retry import RetryFunction, RetryPolicy, read_policy
 from fastq.settings import ConsumerSettings, TypeSettings, resolve_dsn, resolve_schema
 from fastq.task import to_seconds
 
 H = TypeVar("H", bound=Callable[[TaskInfo], object])
+M = TypeVar("M", bound=Middleware)
 
 #: Handlers that run at once in a consumer unless it is told otherwise.
 CONCURRENCY: Final = 32
@@ -36,6 +38,7 @@ class _Registration:
     handler: Callable[[TaskInfo], Any]
     settings: TypeSettings
     retry_policy: RetryPolicy
+    middleware: Sequence[Middleware]
 
 
 class Consumer:
@@ -88,6 +91,7 @@ class Consumer:
         self._traceback_limit = read_count("traceback_limit", traceback_limit)
         self._stop_timeout = to_seconds("stop_timeout", stop_timeout)
         self._handlers: dict[str, _Registration] = {}
+        self._middleware: list[Middleware] = []
         self._lock = threading.Lock()
         self._running: Running | None = None
         self._is_stopped = False
@@ -101,6 +105,7 @@ class Consumer:
         workers: int | None = None,
         timeout: float | timedelta | None = None,
         retry_policy: RetryPolicy | RetryFunction | None = None,
+        middleware: Sequence[Middleware] = (),
     ) -> Callable[[H], H]:
         """Decorate the function, sync or async, that runs tasks of ``type``. It gets a `TaskInfo`; its result is dropped.
 
@@ -113,6 +118,7 @@ class Consumer:
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never. A coroutine is cancelled;
                 a sync handler can't be, its thread goes on and what comes of it is dropped.
             retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
+            middleware: what goes around it, the first outermost; all of it within what ``use`` was given.
 
         Raises:
             SettingsError: a bad type or value, or the type has a handler.
@@ -120,7 +126,9 @@ class Consumer:
         """
 
         def decorate(function: H) -> H:
-            self.add_handler(type, function, workers=workers, timeout=timeout, retry_policy=retry_policy)
+            self.add_handler(
+                type, function, workers=workers, timeout=timeout, retry_policy=retry_policy, middleware=middleware
+            )
             return function
 
         return decorate
@@ -133,6 +141,7 @@ class Consumer:
         workers: int | None = None,
         timeout: float | timedelta | None = None,
         retry_policy: RetryPolicy | RetryFunction | None = None,
+        middleware: Sequence[Middleware] = (),
         is_async: bool | None = None,
     ) -> None:
         """Register a handler as ``handler`` does.
@@ -143,6 +152,7 @@ class Consumer:
             workers: as in ``handler``.
             timeout: as in ``handler``.
             retry_policy: as in ``handler``.
+            middleware: as in ``handler``.
             is_async: whether ``function`` returns an awaitable; None: find out, which works for ``async def``.
 
         Raises:
@@ -172,7 +182,25 @@ class Consumer:
             if name in self._handlers:
                 raise SettingsError(f"type {name!r} has a handler: {self._handlers[name].handler!r}")
             policy = self._retry_policy if retry_policy is None else read_policy(retry_policy)
-            self._handlers[name] = _Registration(function, settings, policy)
+            around = [read_middleware(one) for one in middleware]
+            self._handlers[name] = _Registration(function, settings, policy, around)
+
+    def use(self, middleware: M) -> M:
+        """Have ``middleware`` go around all handlers, inside of what was given here before. Also a decorator.
+
+        Args:
+            middleware: a generator function of the task that yields once, where the handler runs; see `Middleware`.
+
+        Raises:
+            SettingsError: it is something else.
+            ConsumerError: the consumer has been started.
+        """
+        read_middleware(middleware)
+        with self._lock:
+            if self._running is not None or self._is_stopped:
+                raise ConsumerError(f"middleware {middleware!r} came too late: give it before the start")
+            self._middleware.append(middleware)
+        return middleware
 
     # --- sync ----------------------------------------------------------------------------------
 
@@ -300,10 +328,20 @@ class Consumer:
             registrations = list(self._handlers.values())
             self._settings.types = [each.settings for each in registrations]
             policies = [each.retry_policy for each in registrations]
+            handlers = [
+                surround(each.handler, [*self._middleware, *each.middleware], is_async=each.settings.is_async)
+                for each in registrations
+            ]
             self._running = Running(
                 self._settings,
-                [None if each.settings.is_async else each.handler for each in registrations],
-                [each.handler if each.settings.is_async else None for each in registrations],
+                [
+                    None if each.settings.is_async else handler
+                    for each, handler in zip(registrations, handlers, strict=True)
+                ],
+                [
+                    handler if each.settings.is_async else None
+                    for each, handler in zip(registrations, handlers, strict=True)
+                ],
                 FailureHandler(policies, self._traceback_limit, self._error_hook),
                 own_loop=own_loop,
             )

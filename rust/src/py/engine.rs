@@ -98,6 +98,8 @@ pub(crate) struct Engine {
     handlers: Vec<Option<Py<PyAny>>>,
     on_error: Py<PyAny>,
     copy_context: Py<PyAny>,
+    /// Sets the context's current task.
+    set_current: Py<PyAny>,
     shared: Mutex<Option<Arc<Shared>>>,
     pid: u32,
 }
@@ -122,6 +124,8 @@ impl Engine {
     /// Calls a sync handler in a fresh context. Whatever goes wrong becomes an outcome: a thread that left early would keep its slot.
     fn call(&self, py: Python<'_>, handler: &Py<PyAny>, task: Task, shared: &Arc<Shared>) -> Outcome {
         let called = Py::new(py, TaskInfo::new(task, 0, shared)).and_then(|info| {
+            // In the thread's own context, which the handler gets a copy of.
+            self.set_current.call1(py, (&info,))?;
             let context = self.copy_context.call0(py)?;
             let returned = context.call_method1(py, pyo3::intern!(py, "run"), (handler, &info)).and_then(|value| {
                 // A sync function around a coroutine function: nothing has run.
@@ -181,10 +185,12 @@ impl Engine {
         settings: &Bound<'_, PyAny>,
         handlers: Vec<Option<Py<PyAny>>>,
         on_error: Py<PyAny>,
+        set_current: Py<PyAny>,
     ) -> PyResult<Self> {
         let settings = settings.extract::<ConsumerSettings>()?.into_settings().or_raise(py)?;
         let copy_context = py.import("contextvars")?.getattr("copy_context")?.unbind();
-        Ok(Self { settings, handlers, on_error, copy_context, shared: Mutex::new(None), pid: std::process::id() })
+        let (shared, pid) = (Mutex::new(None), std::process::id());
+        Ok(Self { settings, handlers, on_error, copy_context, set_current, shared, pid })
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
@@ -208,7 +214,11 @@ impl Engine {
         let mut began = Moment::now();
         loop {
             let take = match shared.take(&slot, last.take(), began) {
-                Take::Empty => py.detach(|| shared.wait_for_work(&slot, IDLE)),
+                Take::Empty => {
+                    // Nothing runs here: it must not keep the last task's chunk in memory.
+                    this.set_current.call1(py, (py.None(),))?;
+                    py.detach(|| shared.wait_for_work(&slot, IDLE))
+                }
                 take => take,
             };
             let kind = match take {
