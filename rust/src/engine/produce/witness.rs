@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::engine::connect::Link;
+use crate::engine::connect::{Backoff, Link};
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::copy::{Group, RowView};
 use crate::engine::produce::flight::rolled_back;
@@ -35,6 +35,7 @@ impl Witness {
     pub(super) async fn settle(&self, shared: &Shared) -> Result<bool> {
         let apart = Line::default();
         let until = Instant::now() + shared.settings.statement_timeout.max(shared.settings.connect_timeout);
+        let mut backoff = Backoff::default();
         loop {
             let answer = match apart.get(shared, until).await {
                 Ok(link) => {
@@ -55,7 +56,10 @@ impl Witness {
                         format!("the commit's answer was lost, and what became of it could not be found out: {e}");
                     return Err(Error::new(Kind::ConnectionLost { in_doubt: true }, message));
                 }
-                Ok(None) | Err(_) => sleep(Duration::from_millis(20)).await,
+                // Somebody's transaction is in the way, and soon over.
+                Ok(None) => sleep(Duration::from_millis(20)).await,
+                // A server that lets us in and then refuses, as while it recovers, would be asked without end.
+                Err(_) => sleep(backoff.delay().min(until.saturating_duration_since(Instant::now()))).await,
             }
         }
     }
