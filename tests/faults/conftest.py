@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.faults.takes import Takes
 from tests.support.faults.trials import DEFAULTS, QUICK, Pace, Rows, Trials
 
 _REPEATS: Final = "FASTQ_FAULT_REPEATS"
@@ -87,3 +88,9 @@ def rows(pytestconfig: pytest.Config) -> Rows:
 def trials(dsn: str, tmp_path: Path, pace: Pace, repeats: int, rows: Rows) -> Trials:
     """Repeats of a fault on the session's server, each in a schema of its own."""
     return Trials(dsn, tmp_path, pace, repeats, int(os.environ.get(_AT_ONCE, "4")), rows)
+
+
+@pytest.fixture
+def takes(tmp_path: Path, repeats: int, rows: Rows) -> Takes:
+    """Repeats of a fault on servers of their own; without FASTQ_FAULT_REPEATS, one."""
+    return Takes(tmp_path, repeats, rows)

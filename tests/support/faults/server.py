@@ -329,7 +329,7 @@ class SmallDisk:
         mib: its size.
 
     Raises:
-        OSError: this system lets us make none (a test skips by that name).
+        OSError: this system lets us make none (a test misses it by that name).
     """
 
     def __init__(self, mib: int) -> None:

@@ -9,13 +9,15 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from fastq.migrations import migrate
 from tests.support.lab import Lab
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,25 @@ class Rows:
             yield f"{row.what:{width}}  {row.repeats:7}  {row.worst}"
 
 
+def repeat(what: str, body: Callable[[int], _T], times: int, at_once: int) -> list[_T]:
+    """Calls ``body`` with the numbers from 0, so many at a time. Gives what it gave.
+
+    Raises:
+        AssertionError: one failed; the others that were under way are waited for, no more are begun.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(body, number) for number in range(times)]
+        _, left = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in left:
+            future.cancel()
+    ended = [future for future in futures if not future.cancelled()]
+    for number, future in enumerate(ended):
+        if error := future.exception():
+            error.add_note(f"{what}: trial {number} of {times}")
+            raise error
+    return [future.result() for future in ended]
+
+
 class Trials:
     """Runs repeats of a fault.
 
@@ -119,17 +140,8 @@ class Trials:
             AssertionError: a trial failed; the others that were under way are waited for, no more are begun.
         """
         repeats = -(-self._repeats // share)
-        with ThreadPoolExecutor(self._at_once) as pool:
-            futures = [pool.submit(self._try, body, number) for number in range(repeats)]
-            _, left = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in left:
-                future.cancel()
-        ended = [future for future in futures if not future.cancelled()]
-        for number, future in enumerate(ended):
-            if error := future.exception():
-                error.add_note(f"{what}: trial {number} of {repeats}")
-                raise error
-        figures = [figure for future in ended if (figure := future.result()) is not None]
+        results = repeat(what, lambda number: self._try(body, number), repeats, self._at_once)
+        figures = [figure for figure in results if figure is not None]
         self._rows.add(what, repeats, f"{max(figures):.1f} {unit}" if figures else "")
 
     def _try(self, body: Callable[[Trial], float | None], number: int) -> float | None:
