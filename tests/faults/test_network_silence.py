@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from tests.support.faults.network import Proxy
 from tests.support.faults.scene import Load, Scene, pass_time
 from tests.support.faults.server import PrivateServer
+from tests.support.faults.takes import Take, Takes
 from tests.support.waiting import wait_until
 
 
@@ -72,9 +72,14 @@ def test_slow_links_lose_nothing(scene: Scene, proxy: Proxy) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(240)
-def test_twenty_seconds_in_which_nothing_flows_kill_nobody(scene: Scene, proxy: Proxy) -> None:
-    with _work_through(scene, proxy, workers=3) as load:
+@pytest.mark.timeout(900)
+def test_twenty_seconds_in_which_nothing_flows_kill_nobody(takes: Takes) -> None:
+    takes.run("20 s in which nothing flows", _nothing_flows)
+
+
+def _nothing_flows(take: Take) -> None:
+    with take.scene() as scene, Proxy(scene.server.dsn) as proxy, _work_through(scene, proxy, workers=3) as load:
+        take.wait_for_any_moment()
         proxy.hold()
         pass_time(20)
         proxy.flow()
@@ -82,30 +87,41 @@ def test_twenty_seconds_in_which_nothing_flows_kill_nobody(scene: Scene, proxy: 
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(240)
-def test_twenty_seconds_in_which_every_byte_is_swallowed_kill_nobody(scene: Scene, proxy: Proxy) -> None:
-    with _work_through(scene, proxy, workers=3) as load:
-        proxy.swallow(20)
-        flows = threading.Event()
-        threading.Timer(20, flows.set).start()
-        assert flows.wait(30)
-        # The old connections are silent for ever: that must be found out.
-        _finish(scene, load, timeout=120)
-    assert proxy.swallowed > 0
-    for worker in scene.workers:
-        assert "no answer from" in worker.log
-        assert len(scene.complaints(worker)) <= 8, scene.complaints(worker)
+@pytest.mark.timeout(1200)
+def test_twenty_seconds_in_which_every_byte_is_swallowed_kill_nobody(takes: Takes) -> None:
+    takes.run("20 s in which all is swallowed", _swallowed)
+
+
+def _swallowed(take: Take) -> None:
+    with take.scene() as scene, Proxy(scene.server.dsn) as proxy:
+        with _work_through(scene, proxy, workers=3) as load:
+            take.wait_for_any_moment()
+            proxy.swallow()
+            pass_time(20)
+            proxy.flow()
+            # The old connections are silent for ever: that must be found out.
+            _finish(scene, load, timeout=120)
+        assert proxy.swallowed > 0
+        for worker in scene.workers:
+            assert "no answer from" in worker.log
+            assert len(scene.complaints(worker)) <= 8, scene.complaints(worker)
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(240)
-def test_producers_too_get_over_twenty_swallowed_seconds(scene: Scene, proxy: Proxy) -> None:
-    scene.worker()
-    with Load(proxy.dsn) as load:
-        load.wait_for_calls(30)
-        proxy.swallow(20)
-        # A call under way ends within the statement timeout and the time that its doubt may take.
-        load.wait_for_calls(30, timeout=120)
-        promises = load.stop()
-    scene.wait_until_drained()
-    scene.check_worked(promises)
+@pytest.mark.timeout(1200)
+def test_producers_too_get_over_twenty_swallowed_seconds(takes: Takes) -> None:
+    takes.run("20 s in which all of producers is swallowed", _producers_swallowed)
+
+
+def _producers_swallowed(take: Take) -> None:
+    with take.scene() as scene, Proxy(scene.server.dsn) as proxy:
+        scene.worker()
+        with Load(proxy.dsn) as load:
+            load.wait_for_calls(30)
+            take.wait_for_any_moment()
+            proxy.swallow(20)
+            # A call under way ends within the statement timeout and the time that its doubt may take.
+            load.wait_for_calls(30, timeout=120)
+            promises = load.stop()
+        scene.wait_until_drained()
+        scene.check_worked(promises)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.faults.scene import Load, Scene, pass_time, repeats
 from tests.support.faults.server import Mode, PrivateServer
+from tests.support.faults.takes import Take, Takes
 
 
 @pytest.fixture
@@ -47,29 +48,35 @@ def _restart(scene: Scene, mode: Mode) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_an_outage_of_twenty_seconds_kills_nobody(scene: Scene, mode: Mode) -> None:
-    for _ in range(3):
-        scene.worker()
-    # Twice as long as the time after which a silent worker is dead.
-    with Load(scene.server.dsn) as load:
-        load.wait_for_calls(50)
-        scene.server.stop(mode)
-        pass_time(20)
-        scene.server.start()
-        load.wait_for_calls(50)
-        promises = load.stop()
-    scene.wait_until_drained()
-    scene.check_worked(promises, may_repeat=mode == "immediate")
-    # Producers were told in time that nobody was there.
-    assert promises.errors
-    for worker in scene.workers:
-        complaints = scene.complaints(worker)
-        # Claimer, completer and control each say it once, whatever they try meanwhile.
-        assert 1 <= len(complaints) <= 6, complaints
-        # The server's words, the operating system's ("Connection reset by peer") or the engine's: which came first is said.
-        assert any("connect" in line.lower() for line in complaints), complaints
+def test_an_outage_of_twenty_seconds_kills_nobody(takes: Takes, mode: Mode) -> None:
+    takes.run(f"20 s without a server, stopped {mode}", lambda take: _outage(take, mode))
+
+
+def _outage(take: Take, mode: Mode) -> None:
+    with take.scene() as scene:
+        for _ in range(3):
+            scene.worker()
+        # Twice as long as the time after which a silent worker is dead.
+        with Load(scene.server.dsn) as load:
+            load.wait_for_calls(50)
+            take.wait_for_any_moment()
+            scene.server.stop(mode)
+            pass_time(20)
+            scene.server.start()
+            load.wait_for_calls(50)
+            promises = load.stop()
+        scene.wait_until_drained()
+        scene.check_worked(promises, may_repeat=mode == "immediate")
+        # Producers were told in time that nobody was there.
+        assert promises.errors
+        for worker in scene.workers:
+            complaints = scene.complaints(worker)
+            # Claimer, completer and control each say it once, whatever they try meanwhile.
+            assert 1 <= len(complaints) <= 6, complaints
+            # The server's words, the operating system's ("Connection reset by peer") or the engine's: which came first is said.
+            assert any("connect" in line.lower() for line in complaints), complaints
 
 
 def test_a_crash_amid_enqueues_keeps_each_acknowledged_task_and_doubles_none(scene: Scene) -> None:
