@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +10,20 @@ from pathlib import Path
 import pytest
 
 from fastq import Producer, Task
+from tests.support.faults.needs import need_room
 from tests.support.faults.scene import SCHEMA, Scene
 from tests.support.faults.server import PrivateServer
 
 _MILLION = 1_000_000
-#: Of tables and log, with room to spare.
-_NEEDED = 8 * 2**30
+#: GiB of tables and log, with room to spare.
+_NEEDED = 8
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_ten_million_tasks_wait_for_a_consumer_that_never_came(tmp_path: Path) -> None:
     with PrivateServer() as server, Scene(server, tmp_path) as scene:
-        free = shutil.disk_usage(server.data_dir).free
-        if free < _NEEDED:
-            pytest.skip(f"ten million tasks need {_NEEDED >> 30} GiB of disk, and {free >> 30} are free")
+        need_room(server.data_dir, _NEEDED, "a backlog of ten million tasks")
         times: list[float] = []
 
         def made() -> Iterator[Task]:

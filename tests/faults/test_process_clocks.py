@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from tests.support.faults.clock import Clocks, find_compiler
+from tests.support.faults.needs import miss
 from tests.support.faults.processes import ProducerProcess
 from tests.support.faults.trials import Trial, Trials
 from tests.support.lab import Lab
@@ -58,7 +59,7 @@ CREATE TRIGGER keep AFTER UPDATE ON leaf FOR EACH ROW WHEN (NEW.state = 'empty')
 @pytest.fixture(scope="module")
 def clocks(tmp_path_factory: pytest.TempPathFactory) -> Clocks:
     if find_compiler() is None:
-        pytest.skip("no C compiler (cc, gcc) to build the clock's shim with")
+        miss("no C compiler (cc, gcc) to build the clock's shim with")
     return Clocks(tmp_path_factory.mktemp("clocks"))
 
 
