@@ -182,6 +182,25 @@ def test_delayed_tasks_take_their_content_with_them(store: Session, leader: Lead
     assert run_all(store, 2) == list(ids)
 
 
+def test_a_delayed_task_that_somebody_holds_is_passed_over(
+    store: Session, leader: Leader, open_session: OpenSession
+) -> None:
+    """Upkeep waits for nobody's transaction, and counts what it did."""
+    ids = enqueue(store, 3)
+    worker = Worker(store, 1)
+    worker.claim(3)
+    worker.fail(1, ids, 60.0)
+    close_leaf(leader)
+    other = open_session()
+    other.begin()
+    other.sql("SELECT FROM fastq.delayed WHERE id = $1 FOR UPDATE", ids[1])
+    assert leader.one("carry_delayed", 0, 10) == (2, 0)
+    assert leader.one("carry_delayed", 0, 10) == (0, 0)
+    other.commit()
+    assert leader.one("carry_delayed", 0, 10) == (1, 0)
+    assert leader.empty_leaf(0)
+
+
 def test_a_delayed_task_without_content_has_failed(store: Session, leader: Leader) -> None:
     """Somebody deleted its row by hand: it must not keep its leaf for ever, nor run with a payload that it never had."""
     ids = enqueue(store, 2)

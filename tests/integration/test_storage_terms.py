@@ -101,6 +101,11 @@ _UPKEEP: Final = {
         lambda leader: leader.run("purge_tokens", 0.0, "", "", 10),
         lambda store: store.sql("SELECT token FROM fastq.token"),
     ),
+    "resign_leader": _Upkeep(
+        lambda *_: None,
+        lambda leader: leader.run("resign_leader"),
+        lambda store: store.sql("SELECT expires_at FROM fastq.leader"),
+    ),
 }
 
 

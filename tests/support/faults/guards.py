@@ -186,6 +186,20 @@ GUARDS: Final = (
         'row.get("silent")',
         _INTERLEAVED + "test_rule_3_a_leader_that_is_back_first_declares_nobody_dead_for_its_own_absence",
     ),
+    _sql(
+        "death: only of who is silent still",
+        "declare_dead",
+        " AND beat_at < statement_timestamp() - $3::double precision * interval '1 second'",
+        " AND $3::double precision IS NOT NULL",
+        _RESCUE + "test_rule_3_a_beating_worker_keeps_its_claim_however_old_it_is",
+    ),
+    _sql(
+        "death: a beat does not end it",
+        "beat_consumer",
+        " AND dead_at IS NULL",
+        "",
+        _RESCUE + "test_rule_3_a_worker_that_was_declared_dead_is_told_at_its_next_beat",
+    ),
     _rust(
         "death: what a dead name claimed is left to others",
         "engine/consume/books",
@@ -262,6 +276,13 @@ GUARDS: Final = (
         )
     ),
     _sql(
+        "resign_leader: the leader's term",
+        "resign_leader",
+        "holder = $1::bigint AND term = $2::bigint",
+        "$1::bigint IS NOT NULL AND $2::bigint IS NOT NULL",
+        "tests/integration/test_storage_terms.py::test_only_the_leader_does_upkeep[resign_leader]",
+    ),
+    _sql(
         "promotion: each task once",
         "promote_tasks",
         " FOR UPDATE SKIP LOCKED",
@@ -269,6 +290,28 @@ GUARDS: Final = (
         _LEADER + "test_two_leaders_at_once_promote_each_task_once",
     ),
     # --- leaves ---
+    _sql(
+        "open leaf: decides on the locked row",
+        "open_leaf",
+        "     FOR NO KEY UPDATE\n",
+        "",
+        _LEADER + "test_two_leaders_at_once_open_one_leaf",
+    ),
+    _sql(
+        "move: passes over chunks that a claim holds",
+        "move_chunks",
+        " FOR UPDATE SKIP LOCKED",
+        "",
+        _LEAVES + "test_a_chunk_that_a_claim_holds_is_passed_over",
+    ),
+    # No more than that: whoever waits for the row finds it gone, or writes the same content once more.
+    _sql(
+        "carry: passes over delayed tasks that somebody holds",
+        "carry_delayed",
+        " FOR UPDATE SKIP LOCKED",
+        "",
+        _LEAVES + "test_a_delayed_task_that_somebody_holds_is_passed_over",
+    ),
     _sql(
         "leaf: locked before it is asked for",
         "lock_leaf",
