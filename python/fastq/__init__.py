@@ -1,7 +1,7 @@
 """fastq: a task queue for Python on PostgreSQL.
 
 The shortest way is `App` and its decorator; under it are three parts: `Producer` enqueues, `Consumer` runs handlers,
-`Client` looks. What is imported here is loaded at its first use.
+`Client` looks, cancels, retries, edits and deletes. What is imported here is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fastq.errors import (
     DatabaseError,
     EnqueueError,
     FastqError,
+    InvalidTransition,
     PayloadError,
     SchemaError,
     SettingsError,
@@ -74,6 +75,7 @@ __all__ = [
     "ExponentialBackoff",
     "FailedAttempt",
     "FastqError",
+    "InvalidTransition",
     "Middleware",
     "Page",
     "PayloadError",

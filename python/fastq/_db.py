@@ -14,19 +14,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import Any, Final, LiteralString, Self, TypeVar
+from typing import Any, Final, LiteralString, Self, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import sql
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_attempts
+from psycopg.rows import tuple_row
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
 from fastq import _engine
-from fastq.errors import ConnectionLost, DatabaseError
+from fastq.errors import ConnectionLost, DatabaseError, SettingsError
 
 Row = tuple[Any, ...]
 _T = TypeVar("_T")
+UserConnection: TypeAlias = psycopg.Connection[Any]
+"""A connection of the user's own."""
 
 #: Seconds to wait for a connection, where nothing else is said.
 CONNECT_TIMEOUT: Final = 10.0
@@ -142,7 +145,7 @@ class Database:
 
     def run(self, text: str, *params: object) -> list[Row]:
         """Run one statement given as text: names as ``fastq.<object>``, parameters as ``$1``. Raises as ``query``."""
-        with self._errors(), self._connection.cursor(binary=True) as cursor:
+        with self._errors(), self._cursor() as cursor:
             cursor.execute(self._render(text), params)
             return cursor.fetchall() if cursor.description is not None else []
 
@@ -200,6 +203,9 @@ class Database:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _cursor(self) -> psycopg.Cursor[Row]:
+        return self._connection.cursor(binary=True)
+
     def _render(self, text: str) -> str:
         # psycopg wants a literal, and it is one but for the schema's name, which `render` checks and quotes.
         return _render(text, self.schema)
@@ -220,6 +226,37 @@ class Database:
 def was_too_late(error: ConnectionLost) -> bool:
     """Whether a statement's time was over, in which case the next attempt may well take as long."""
     return isinstance(error.__cause__, _TooLate)
+
+
+class Borrowed(Database):
+    """A connection of the user's own, whatever its settings. Never committed, rolled back or closed here.
+
+    Statements run in the transaction that is open there, which a connection without autocommit begins by itself.
+
+    Raises:
+        TypeError: it is no connection of psycopg 3 that blocks.
+        SettingsError: it is in autocommit and in no transaction, or the schema's name can't be used.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, connection: UserConnection, schema: str) -> None:
+        if not isinstance(connection, psycopg.Connection):
+            raise TypeError(f"a psycopg.Connection is wanted, not {type(connection).__name__}")
+        if connection.autocommit and connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            raise SettingsError(
+                "the connection is in autocommit and in no transaction: call this within `with connection.transaction():`"
+            )
+        _render("", schema)
+        self.schema = schema
+        self._connection = connection
+
+    def _cursor(self) -> psycopg.Cursor[Row]:
+        cursor = psycopg.RawCursor(self._connection, row_factory=tuple_row)
+        cursor.format = psycopg.pq.Format.BINARY
+        cursor.adapters.register_dumper(int, Int8Dumper)
+        cursor.adapters.register_dumper(int, Int8BinaryDumper)
+        return cursor
 
 
 def _connect(dsn: str, timeout: float) -> _Connection:
@@ -351,4 +388,4 @@ def _translate(error: psycopg.Error, *, lost: bool) -> DatabaseError:
     return DatabaseError(f"{message} (SQLSTATE {code})" if code else message, sqlstate=code, is_transient=transient)
 
 
-__all__ = ["CONNECT_TIMEOUT", "STATEMENT_TIMEOUT", "Database", "Row", "was_too_late"]
+__all__ = ["CONNECT_TIMEOUT", "STATEMENT_TIMEOUT", "Borrowed", "Database", "Row", "UserConnection", "was_too_late"]

@@ -1,102 +1,55 @@
-"""Look at tasks: one by its id, many by what they are, and how many there are."""
+"""Look at tasks: one by its id, many by what they are, and how many there are. Cancel, retry, edit and delete them."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Self, TypeAlias, Unpack, overload
+from typing import Final, Literal, Self, TypeAlias, TypeVar, Unpack, overload
 
 from fastq import migrations
-from fastq._db import Database, Row, was_too_late
+from fastq._actions import Action, Change, Query, act_on_batch, act_on_one
+from fastq._arguments import AS_IT_IS, Filter, check_id, read_change, read_filter, read_texts
+from fastq._db import Borrowed, UserConnection
+from fastq._link import Link
 from fastq._options import ClientOptions, read_client_options
-from fastq.errors import ConnectionLost, SettingsError, TaskNotFound
+from fastq._records import (
+    KINDS,
+    LAST_ID,
+    STATES,
+    WAITING,
+    FailedAttempt,
+    Kind,
+    Page,
+    State,
+    TaskRecord,
+    check_states,
+    places_of,
+    to_record,
+)
+from fastq.errors import SettingsError, TaskNotFound
 from fastq.settings import resolve_dsn, resolve_schema
 
-State: TypeAlias = Literal["pending", "running", "completed", "failed", "cancelled", "expired"]
-Kind: TypeAlias = Literal["scheduled", "retrying"]
+T = TypeVar("T")
 Order: TypeAlias = Literal["created_at", "id"]
-
-STATES: Final[tuple[State, ...]] = ("pending", "running", "completed", "failed", "cancelled", "expired")
-KINDS: Final[tuple[Kind, ...]] = ("scheduled", "retrying")
 
 #: A page holds at most this many tasks: their payloads are in memory together.
 LIMIT: Final = 10_000
+#: Tasks that one transaction of a call for many changes: their rows stay locked until its commit, a few milliseconds later.
+BATCH: Final = 500
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_ID: Final = 2**63 - 1
 _AFTER: Final = re.compile(r"(?P<order>id|created_at)-(?P<way>up|down)-(?P<time>-?\d{1,17})-(?P<id>\d{1,18})", re.ASCII)
-# Which parts of the storage a word reads: kinds of what waits, what runs, what completed, what ended badly.
-_WAITING: Final = ("ready", *KINDS)
-_ENDED_BADLY: Final = ("failed", "cancelled", "expired")
-
-
-@dataclass(frozen=True, slots=True)
-class FailedAttempt:
-    """One run of a task that failed, or was lost with its worker."""
-
-    attempt: int
-    """Which run it was, from 1."""
-    failed_at: datetime
-    """When, by the database's clock (aware, UTC)."""
-    took: float | None
-    """Seconds that the handler ran; None: lost with its worker."""
-    error: str
-    """What was raised."""
-    traceback: str
-    """From where; empty where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
-    """A task as it was when it was looked at. Times are aware, UTC, by the database's clock."""
-
-    id: int
-    type: str
-    queue: str
-    priority: int
-    payload: Any
-    """What was enqueued: decoded from JSON, or raw ``bytes``."""
-    state: State
-    kind: Kind | None
-    """What a pending task waits for, where it waits for a time: its own (scheduled) or its backoff (retrying)."""
-    attempts: int
-    """Runs so far, one that is under way too."""
-    max_attempts: int
-    """Runs in all before it fails for good."""
-    created_at: datetime
-    """When it was enqueued."""
-    run_at: datetime | None
-    """When a scheduled or retrying task is due."""
-    ended_at: datetime | None
-    """When it was completed, failed, cancelled or expired."""
-    errors: tuple[FailedAttempt, ...] | None = None
-    """Its failed attempts, the first one first; None in a list: ``get_task`` brings them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Part of a list of tasks. Iterating gives the tasks."""
-
-    tasks: tuple[TaskRecord, ...]
-    next: str | None
-    """For ``after`` of the call that goes on; None: there are no more."""
-
-    def __iter__(self) -> Iterator[TaskRecord]:
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
+_NO_CHANGE: Final = Change()
+# What may be done again although it may have been done: it comes to the same.
+_REPEATABLE: Final[frozenset[Action]] = frozenset({"cancel", "edit"})
 
 
 class Client:
-    """Looks at the tasks of one fastq schema, over one connection that is made at the first call and again when it was lost.
+    """Looks at the tasks of one fastq schema, and cancels, retries, edits and deletes them.
 
-    For any number of threads: they take turns. Usable as a context manager.
+    Over one connection, made at the first call and again when it was lost. For any number of threads: they take turns. Usable as a
+    context manager. To look takes a viewer's rights, to change a worker's.
 
     Args:
         dsn: the database, as libpq reads it; None: FASTQ_DSN.
@@ -111,18 +64,14 @@ class Client:
         SettingsError: the dsn or the schema's name can't be used, or an argument is wrong.
         SchemaError: the schema is not migrated, too old, or newer and shut to this fastq.
         ConnectionLost: the connection broke, and the one made in its place too; or no answer came within ``statement_timeout``.
-        DatabaseError: no connection, the server refused, or the role lacks rights that a viewer has (``sqlstate`` 42501).
+        DatabaseError: no connection, the server refused, or the role lacks rights that a viewer has, or, for a call that changes
+            tasks, a worker (``sqlstate`` 42501).
     """
 
-    __slots__ = ("_db", "_dsn", "_lock", "_options", "_pid", "_schema")
+    __slots__ = ("_link",)
 
     def __init__(self, dsn: str | None = None, *, schema: str | None = None, **options: Unpack[ClientOptions]) -> None:
-        self._dsn = resolve_dsn(dsn)
-        self._schema = resolve_schema(schema)
-        self._options = read_client_options(options)
-        self._lock = threading.Lock()
-        self._db: Database | None = None
-        self._pid = os.getpid()
+        self._link = Link(resolve_dsn(dsn), resolve_schema(schema), read_client_options(options))
 
     def get_task(self, id: int) -> TaskRecord:  # noqa: A002 - the word that records and tables use
         """The task with its state and its failed attempts. Takes about as long with a million tasks as with ten.
@@ -130,14 +79,11 @@ class Client:
         Raises:
             TaskNotFound: there is none, or it was removed at the end of its retention.
         """
-        if id.__class__ is not int:
-            raise SettingsError(f"id is {id!r}, but must be a whole number")
-        rows = self._read("find_task", id, walk=True) if 0 < id <= _LAST_ID else []
+        check_id(id)
+        rows = self._link.read("find_task", id, walk=True) if 0 < id <= LAST_ID else []
         if not rows:
-            raise TaskNotFound(
-                f"there is no task {id} in schema {self._schema!r}: it never was, or its retention is over"
-            )
-        return _to_record(rows[0], with_errors=True)
+            raise self._not_found(id)
+        return to_record(rows[0], with_errors=True)
 
     def list_tasks(
         self,
@@ -166,27 +112,22 @@ class Client:
             after: ``next`` of the page before, which was asked for with the same order. A task that is enqueued or changes its state
                 between two pages may be in none of them; none is in both unless it changed.
         """
-        kinds, running, completed, ends = _parts_of(states)
+        places = places_of(states)
         if limit.__class__ is not int or not 1 <= limit <= LIMIT:
             raise SettingsError(f"limit is {limit!r}, but must be a whole number from 1 to {LIMIT:,}")
         if order_by not in ("created_at", "id"):
             raise SettingsError(f"order_by is {order_by!r}, but must be 'created_at' or 'id'")
         time, last_id = _from_after(after, order_by, descending=descending)
-        lanes = None
-        if types is not None or queues is not None:
-            lanes = [
-                lane
-                for (lane,) in self._read("find_lanes", _texts("types", types), _texts("queues", queues), walk=False)
-            ]
+        lanes = self._lanes_of(types, queues)
         # One more than wanted tells whether there are more.
-        parts = (limit + 1, last_id, lanes, kinds, running, completed, ends)
+        parts = (limit + 1, last_id, lanes, *places.params)
         if order_by == "created_at":
-            rows = self._read("list_tasks_by_created_at", *parts, time, descending, walk=False)
+            rows = self._link.read("list_tasks_by_created_at", *parts, time, descending, walk=False)
         elif descending:
-            rows = self._read("list_tasks_by_id_descending", *parts, walk=True)
+            rows = self._link.read("list_tasks_by_id_descending", *parts, walk=True)
         else:
-            rows = self._read("list_tasks_by_id_ascending", *parts, walk=True)
-        tasks = tuple(_to_record(row, with_errors=False) for row in rows[:limit])
+            rows = self._link.read("list_tasks_by_id_ascending", *parts, walk=True)
+        tasks = tuple(to_record(row, with_errors=False) for row in rows[:limit])
         more = len(rows) > limit
         return Page(tasks, _to_after(tasks[-1], order_by, descending=descending) if more else None)
 
@@ -211,22 +152,249 @@ class Client:
         Returns:
             State → number, with 0 for a state that no task is in.
         """
-        wanted: tuple[State | Kind, ...] = STATES if states is None else tuple(_check_states(states))
+        wanted: tuple[State | Kind, ...] = STATES if states is None else tuple(check_states(states))
         if by not in (None, "queue", "type"):
             raise SettingsError(f"by is {by!r}, but must be None, 'queue' or 'type'")
         split: dict[str, dict[str, int]] = {}
-        for queue, type_, found, tasks in self._read("count_tasks", walk=False):
+        for queue, type_, found, tasks in self._link.read("count_tasks", walk=False):
             name = "" if by is None else queue if by == "queue" else type_
             numbers = split.setdefault(name, dict.fromkeys(wanted, 0))
-            for state in ("pending", found) if found in _WAITING else (found,):
+            for state in ("pending", found) if found in WAITING else (found,):
                 if state in numbers:
                     numbers[state] += tasks
         return split if by is not None else split.get("", dict.fromkeys(wanted, 0))
 
+    # --- one task ------------------------------------------------------------------------------
+
+    def cancel_task(self, id: int) -> TaskRecord:  # noqa: A002
+        """Cancel a task that waits, runs, failed or expired. It counts when this returns: a task that waits never starts.
+
+        One that runs, or is claimed to be run soon, is not called back: its handler goes on to its end, and its result, whatever it is,
+        is refused and counted as such. A task that is cancelled already stays as it is.
+
+        Returns:
+            The task, cancelled.
+
+        Raises:
+            TaskNotFound: there is none.
+            InvalidTransition: it has completed.
+        """
+        return _known(self._act("cancel", id))
+
+    def cancel_task_tx(self, conn: UserConnection, id: int) -> TaskRecord:  # noqa: A002
+        """As ``cancel_task``, in the transaction that is open on your own psycopg connection: it counts with your commit.
+
+        Until then the task's row is locked: a worker's results of the same claim, and other changes of tasks of the same chunk, wait.
+        A deadlock or a failed serialization is yours to repeat (``sqlstate`` 40P01, 40001).
+
+        Args:
+            conn: a ``psycopg.Connection``, in a transaction or without autocommit. It is never committed or rolled back here.
+            id: the task's.
+
+        Raises:
+            SettingsError: the connection is in autocommit and in no transaction.
+            TaskNotFound, InvalidTransition: as ``cancel_task``; the transaction is not aborted.
+            DatabaseError: the server refused it, and the transaction is aborted.
+        """
+        return _known(self._act_tx(conn, "cancel", id))
+
+    def retry_task(self, id: int) -> TaskRecord:  # noqa: A002
+        """Make a task that failed, expired or was cancelled pending again, due now. Its attempts and their errors stay.
+
+        Where no attempt is left it is granted one. It starts when the workers' leader next looks for due tasks, within their poll interval
+        (1 second by default).
+
+        Returns:
+            The task as it waits.
+
+        Raises:
+            TaskNotFound: there is none.
+            InvalidTransition: it is pending or running, or has completed.
+        """
+        return _known(self._act("retry", id))
+
+    def retry_task_tx(self, conn: UserConnection, id: int) -> TaskRecord:  # noqa: A002
+        """As ``retry_task``, in the transaction that is open on your own psycopg connection. See ``cancel_task_tx``."""
+        return _known(self._act_tx(conn, "retry", id))
+
+    def delete_task(self, id: int) -> None:  # noqa: A002
+        """Delete a task that does not run, with its payload, its failed attempts and its idempotency token, which is free again.
+
+        Raises:
+            TaskNotFound: there is none.
+            InvalidTransition: it runs. Cancel it first.
+        """
+        self._act("delete", id)
+
+    def delete_task_tx(self, conn: UserConnection, id: int) -> None:  # noqa: A002
+        """As ``delete_task``, in the transaction that is open on your own psycopg connection. See ``cancel_task_tx``."""
+        self._act_tx(conn, "delete", id)
+
+    def edit_task(
+        self,
+        id: int,  # noqa: A002
+        *,
+        payload: object = AS_IT_IS,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+    ) -> TaskRecord:
+        """Change the payload or the time of a task that waits. Once this returns, nothing runs it as it was before.
+
+        Args:
+            id: the task's.
+            payload: as `Task` takes it: anything that JSON can hold, or raw ``bytes``; at most 1 MiB encoded. Default: as it is.
+            delay: seconds, or a timedelta, until it may start, counted by the database's clock from now. None: as it is.
+            run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now. None: as it is.
+
+        Returns:
+            The task as it waits.
+
+        Raises:
+            TaskNotFound: there is none.
+            InvalidTransition: it does not wait (any more).
+            PayloadError: the payload can't be encoded, or is over the limit.
+            SettingsError: nothing to change is given, or a time or delay that no task can have.
+        """
+        return _known(self._act("edit", id, read_change(payload, delay, run_at)))
+
+    def edit_task_tx(
+        self,
+        conn: UserConnection,
+        id: int,  # noqa: A002
+        *,
+        payload: object = AS_IT_IS,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+    ) -> TaskRecord:
+        """As ``edit_task``, in the transaction that is open on your own psycopg connection. See ``cancel_task_tx``."""
+        return _known(self._act_tx(conn, "edit", id, read_change(payload, delay, run_at)))
+
+    # --- many tasks ----------------------------------------------------------------------------
+
+    def count_tasks(
+        self,
+        action: Action | None = None,
+        *,
+        states: Sequence[State | Kind] | None = None,
+        types: Sequence[str] | None = None,
+        queues: Sequence[str] | None = None,
+        ids: Iterable[int] | None = None,
+    ) -> int:
+        """How many tasks match, and, with an action, how many of them it would change now: a look before ``cancel_tasks`` and the like.
+
+        Args:
+            action: ``"cancel"``, ``"retry"``, ``"delete"`` or ``"edit"``; None: count all that match.
+            states: any of the six states, ``"scheduled"`` and ``"retrying"``; None: in any.
+            types: exact types; None: of any.
+            queues: exact names; None: of any.
+            ids: these tasks alone; None: all.
+
+        Raises:
+            SettingsError: no filter is given, or one is wrong. Name all six states (`STATES`) if all tasks are meant.
+        """
+        wanted = read_filter(action, states=states, types=types, queues=queues, ids=ids)
+        if wanted.ids is not None:
+            return sum(len(found) for found in self._pick(wanted))
+        return sum(
+            tasks
+            for queue, type_, place, tasks in self._link.read("count_tasks", walk=False)
+            if place in wanted.places
+            and (wanted.types is None or type_ in wanted.types)
+            and (wanted.queues is None or queue in wanted.queues)
+        )
+
+    def cancel_tasks(
+        self,
+        *,
+        states: Sequence[State | Kind] | None = None,
+        types: Sequence[str] | None = None,
+        queues: Sequence[str] | None = None,
+        ids: Iterable[int] | None = None,
+    ) -> int:
+        """Cancel the tasks that match and can be cancelled; what can't is left as it is. See ``cancel_task``.
+
+        In order of ids and in transactions of 500 tasks, so that nobody waits for long; what is done stays done if a later one fails.
+        A task that is enqueued, or comes into one of the states, while this runs may be left out: call it again until it answers 0.
+
+        Args:
+            states: any of the six states, ``"scheduled"`` and ``"retrying"``; None: all that can be cancelled.
+            types: exact types; None: of any.
+            queues: exact names; None: of any.
+            ids: these tasks alone; None: all.
+
+        Returns:
+            How many were cancelled by this call. ``count_tasks("cancel", …)`` says beforehand how many it would be.
+
+        Raises:
+            SettingsError: no filter is given, or one is wrong.
+        """
+        wanted = read_filter("cancel", states=states, types=types, queues=queues, ids=ids)
+        return self._act_on_many("cancel", wanted)
+
+    def retry_tasks(
+        self,
+        *,
+        states: Sequence[State | Kind] | None = None,
+        types: Sequence[str] | None = None,
+        queues: Sequence[str] | None = None,
+        ids: Iterable[int] | None = None,
+    ) -> int:
+        """Make the tasks that match, and failed, expired or were cancelled, pending again. See ``retry_task`` and ``cancel_tasks``.
+
+        Returns:
+            How many.
+
+        Raises:
+            SettingsError: no filter is given, or one is wrong.
+        """
+        wanted = read_filter("retry", states=states, types=types, queues=queues, ids=ids)
+        return self._act_on_many("retry", wanted)
+
+    def delete_tasks(
+        self,
+        *,
+        states: Sequence[State | Kind] | None = None,
+        types: Sequence[str] | None = None,
+        queues: Sequence[str] | None = None,
+        ids: Iterable[int] | None = None,
+    ) -> int:
+        """Delete the tasks that match and don't run. See ``delete_task`` and ``cancel_tasks``.
+
+        Returns:
+            How many.
+
+        Raises:
+            SettingsError: no filter is given, or one is wrong.
+        """
+        wanted = read_filter("delete", states=states, types=types, queues=queues, ids=ids)
+        return self._act_on_many("delete", wanted)
+
+    def edit_tasks(
+        self,
+        *,
+        payload: object = AS_IT_IS,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        states: Sequence[State | Kind] | None = None,
+        types: Sequence[str] | None = None,
+        queues: Sequence[str] | None = None,
+        ids: Iterable[int] | None = None,
+    ) -> int:
+        """Give the tasks that match and wait another time, or all the same payload. See ``edit_task`` and ``cancel_tasks``.
+
+        Returns:
+            How many.
+
+        Raises:
+            PayloadError: the payload can't be encoded, or is over the limit.
+            SettingsError: no filter or nothing to change is given, or something of it is wrong.
+        """
+        wanted = read_filter("edit", states=states, types=types, queues=queues, ids=ids)
+        return self._act_on_many("edit", wanted, read_change(payload, delay, run_at))
+
     def close(self) -> None:
         """Close the connection. Idempotent; a later call makes a new one."""
-        with self._lock:
-            self._drop()
+        self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -234,72 +402,64 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _read(self, query: str, *params: object, walk: bool) -> list[Row]:
-        """One statement, on a new connection if the old one turns out to be lost.
+    # --- how tasks are changed -----------------------------------------------------------------
 
-        Args:
-            query: its name.
-            params: its parameters.
-            walk: it finds all it needs by indexes, whatever the statistics say.
-        """
-        with self._lock:
-            try:
-                return self._read_once(query, params, walk=walk)
-            except ConnectionLost as error:
-                if was_too_late(error):
-                    raise
-                # It may have been idle for hours: the loss shows at its next use. Reading twice does no harm.
-                return self._read_once(query, params, walk=walk)
+    def _act(self, action: Action, id_: int, change: Change = _NO_CHANGE) -> TaskRecord | None:
+        check_id(id_)
+        if not 0 < id_ < LAST_ID:
+            raise self._not_found(id_)
 
-    def _read_once(self, query: str, params: Sequence[object], *, walk: bool) -> list[Row]:
-        db = self._connection()
-        try:
-            with db.transaction():
-                db.query("set_plan", "off" if walk else "on")
-                return db.query(query, *params)
-        except ConnectionLost:
-            self._drop()
-            raise
+        def within(work: Callable[[Query], T]) -> T:
+            return self._link.within(work, repeatable=action in _REPEATABLE)
 
-    def _connection(self) -> Database:
-        if self._pid != os.getpid():
-            # After a fork the connection is the parent's: leave it alone (closing it would end the parent's session).
-            self._db, self._pid = None, os.getpid()
-        if self._db is None or self._db.is_closed:
-            db = Database(self._dsn, self._schema, **self._options)
-            try:
-                migrations.check(db, kind="viewer")
-            except BaseException:
-                db.close()
-                raise
-            self._db = db
-        return self._db
+        return act_on_one(within, self._link.schema, action, id_, change)
 
-    def _drop(self) -> None:
-        if self._db is not None and self._pid == os.getpid():
-            self._db.close()
-        self._db = None
+    def _act_tx(self, conn: UserConnection, action: Action, id_: int, change: Change = _NO_CHANGE) -> TaskRecord | None:
+        check_id(id_)
+        db = Borrowed(conn, self._link.schema)
+        migrations.check(db)
+        if not 0 < id_ < LAST_ID:
+            raise self._not_found(id_)
 
+        def within(work: Callable[[Query], T]) -> T:
+            return work(db.query)
 
-def _check_states(states: Sequence[State | Kind]) -> list[State | Kind]:
-    words: list[State | Kind] = [*STATES, *KINDS]
-    if isinstance(states, str) or any(state not in words for state in states):
-        raise SettingsError(f"states is {states!r}, but must be a sequence of some of {', '.join(words)}")
-    return list(states)
+        return act_on_one(within, self._link.schema, action, id_, change)
 
+    def _act_on_many(self, action: Action, wanted: Filter, change: Change = _NO_CHANGE) -> int:
+        def within(work: Callable[[Query], T]) -> T:
+            return self._link.within(work, repeatable=False)
 
-def _parts_of(states: Sequence[State | Kind] | None) -> tuple[list[str], bool, bool, list[str]]:
-    given: Sequence[State | Kind] = STATES if states is None else _check_states(states)
-    kinds = [kind for kind in _WAITING if "pending" in given or kind in given]
-    return kinds, "running" in given, "completed" in given, [end for end in _ENDED_BADLY if end in given]
+        return sum(act_on_batch(within, action, batch, wanted.places, change) for batch in self._pick(wanted))
 
+    def _pick(self, wanted: Filter) -> Iterator[list[int]]:
+        """The ids of the tasks that match, in order and in batches; each is looked for when it is its turn."""
+        lanes = self._lanes_of(wanted.types, wanted.queues)
+        places = wanted.places
+        if not places or lanes == []:
+            return
+        if wanted.ids is not None:
+            for i in range(0, len(wanted.ids), BATCH):
+                found = self._link.read("locate_tasks", wanted.ids[i : i + BATCH], walk=True)
+                if batch := [id_ for id_, lane, place in found if place in places and (lanes is None or lane in lanes)]:
+                    yield batch
+            return
+        last = 0
+        while batch := [id_ for (id_,) in self._link.read("pick_tasks", BATCH, last, lanes, *places.params, walk=True)]:
+            yield batch
+            last = batch[-1]
 
-def _texts(name: str, values: Sequence[object] | None) -> list[str] | None:
-    if values is None:
-        return None
-    if isinstance(values, str) or not all(isinstance(value, str) and "\0" not in value for value in values):
-        raise SettingsError(f"{name} is {values!r}, but must be a sequence of texts without NUL")
-    return [str(value) for value in values]
+    def _lanes_of(self, types: Sequence[str] | None, queues: Sequence[str] | None) -> list[int] | None:
+        """The lanes of these types and queues; None: all."""
+        if types is None and queues is None:
+            return None
+        rows = self._link.read("find_lanes", read_texts("types", types), read_texts("queues", queues), walk=False)
+        return [lane for (lane,) in rows]
+
+    def _not_found(self, id_: int) -> TaskNotFound:
+        return TaskNotFound(
+            f"there is no task {id_} in schema {self._link.schema!r}: it never was, or its retention is over"
+        )
 
 
 def _to_after(last: TaskRecord, order_by: Order, *, descending: bool) -> str:
@@ -309,36 +469,30 @@ def _to_after(last: TaskRecord, order_by: Order, *, descending: bool) -> str:
 
 def _from_after(after: object, order_by: Order, *, descending: bool) -> tuple[datetime | None, int]:
     if after is None:
-        return None, _LAST_ID if descending else 0
+        return None, LAST_ID if descending else 0
     found = _AFTER.fullmatch(after) if isinstance(after, str) else None
     if found is None or found["order"] != order_by or found["way"] != ("down" if descending else "up"):
         raise SettingsError(f"after is {after!r}, but must be `next` of a page that was listed in the same order")
     return _EPOCH + timedelta(microseconds=int(found["time"])), int(found["id"])
 
 
-def _to_record(row: Row, *, with_errors: bool) -> TaskRecord:
-    id_, type_, queue, priority, format_, payload, state, kind, attempts, most, created_at, run_at, ended_at, *more = (
-        row
-    )
-    errors = tuple(
-        FailedAttempt(attempt, failed_at.astimezone(UTC), None if took is None else took / 1e6, error, traceback)
-        for attempt, failed_at, took, error, traceback in zip(*more, strict=True)
-    )
-    return TaskRecord(
-        id=id_,
-        type=type_,
-        queue=queue,
-        priority=priority,
-        payload=json.loads(payload) if format_ == "j" else payload,
-        state=state,
-        kind=kind,
-        attempts=attempts,
-        max_attempts=most,
-        created_at=created_at.astimezone(UTC),
-        run_at=run_at and run_at.astimezone(UTC),
-        ended_at=ended_at and ended_at.astimezone(UTC),
-        errors=errors if with_errors else None,
-    )
+def _known(record: TaskRecord | None) -> TaskRecord:
+    # Only a deletion leaves nothing to answer.
+    assert record is not None  # noqa: S101
+    return record
 
 
-__all__ = ["KINDS", "LIMIT", "STATES", "Client", "FailedAttempt", "Kind", "Order", "Page", "State", "TaskRecord"]
+__all__ = [
+    "BATCH",
+    "KINDS",
+    "LIMIT",
+    "STATES",
+    "Action",
+    "Client",
+    "FailedAttempt",
+    "Kind",
+    "Order",
+    "Page",
+    "State",
+    "TaskRecord",
+]

@@ -5,6 +5,11 @@ Each message says what was tried, with what, and what to do. None holds a passwo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastq._records import TaskRecord
+
 
 class FastqError(Exception):
     """The base of all errors that fastq raises."""
@@ -73,6 +78,21 @@ class TaskNotFound(TaskError):  # noqa: N818 - it says what happened
     """There is no such task, or it was removed at the end of its retention."""
 
 
+class InvalidTransition(TaskError):  # noqa: N818 - it says what happened
+    """A task is in a state in which this can't be done to it. Nothing was changed.
+
+    Attributes:
+        task: the task as it was found (`TaskRecord`).
+    """
+
+    def __init__(self, message: str, task: TaskRecord) -> None:
+        super().__init__(message)
+        self.task = task
+
+    def __reduce__(self) -> tuple[type[InvalidTransition], tuple[str, TaskRecord]]:
+        return type(self), (str(self), self.task)
+
+
 class ConsumerError(FastqError):
     """A consumer was started twice, used after its stop, has no handlers, or a part died (with its cause)."""
 
@@ -83,6 +103,7 @@ __all__ = [
     "DatabaseError",
     "EnqueueError",
     "FastqError",
+    "InvalidTransition",
     "PayloadError",
     "SchemaError",
     "SettingsError",

@@ -81,7 +81,7 @@ class Task:
         self.queue = queue
         self.delay = None if delay is None else to_seconds("delay", delay)
         if run_at is not None:
-            _check_aware(run_at)
+            check_aware("run_at", run_at)
         self.run_at = run_at
         if max_attempts.__class__ is not int or not 1 <= max_attempts <= MAX_ATTEMPTS_LIMIT:
             raise SettingsError(
@@ -113,11 +113,17 @@ class Task:
     __hash__ = None  # type: ignore[assignment]  # mutable, and payloads seldom can be hashed
 
 
-def _check_aware(run_at: object) -> None:
-    if not isinstance(run_at, datetime):
-        raise TypeError(f"run_at is {run_at!r}, but must be an aware datetime")
-    if run_at.utcoffset() is None:
-        raise SettingsError(f"run_at is {run_at!r}, a naive datetime, but must be aware: give it a tzinfo")
+def check_aware(name: str, value: object) -> None:
+    """That it is an aware datetime.
+
+    Raises:
+        SettingsError: it is a naive one.
+        TypeError: it is something else.
+    """
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} is {value!r}, but must be an aware datetime")
+    if value.utcoffset() is None:
+        raise SettingsError(f"{name} is {value!r}, a naive datetime, but must be aware: give it a tzinfo")
 
 
 class Enqueued(NamedTuple):
@@ -129,4 +135,4 @@ class Enqueued(NamedTuple):
     """False: a task with this type and idempotency token was there before, and nothing was written."""
 
 
-__all__ = ["DURATION_LIMIT", "MAX_ATTEMPTS", "MAX_ATTEMPTS_LIMIT", "Enqueued", "Task", "to_seconds"]
+__all__ = ["DURATION_LIMIT", "MAX_ATTEMPTS", "MAX_ATTEMPTS_LIMIT", "Enqueued", "Task", "check_aware", "to_seconds"]

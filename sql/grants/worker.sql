@@ -1,12 +1,15 @@
--- A worker: enqueues tasks, claims and runs them, and does the upkeep while it leads. Rows alone: no table is made, changed or dropped.
+-- A worker: enqueues tasks, claims and runs them, and does the upkeep while it leads; a client with its rights cancels, retries, edits and
+-- deletes tasks. Rows alone: no table is made, changed or dropped.
 GRANT USAGE ON SCHEMA fastq TO fastq_worker;
 GRANT USAGE ON SEQUENCE fastq.task_id, fastq.rid TO fastq_worker;
 GRANT SELECT ON TABLE fastq.migration, fastq.tasks TO fastq_worker;
-GRANT SELECT, INSERT ON TABLE fastq.lane, fastq.task, fastq.done TO fastq_worker;
+GRANT SELECT, INSERT ON TABLE fastq.lane TO fastq_worker;
 GRANT SELECT, UPDATE ON TABLE fastq.leaf TO fastq_worker;
 GRANT SELECT, INSERT, UPDATE ON TABLE fastq.leader TO fastq_worker;
-GRANT SELECT, INSERT, DELETE ON TABLE fastq.attempt_error, fastq.token TO fastq_worker;
-GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE fastq.ready, fastq.claim, fastq.delayed, fastq.dead, fastq.consumer TO fastq_worker;
+GRANT SELECT, INSERT, DELETE ON TABLE fastq.attempt_error TO fastq_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE fastq.ready, fastq.claim, fastq.delayed, fastq.dead, fastq.token, fastq.consumer TO fastq_worker;
+-- Contents and completions are written once; a client that edits, retries or deletes a task changes its own.
+GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE fastq.task, fastq.done TO fastq_worker;
 -- Leaves are filled one by one, and emptied whole at the end of retention.
 GRANT INSERT, TRUNCATE ON TABLE
     fastq.task_00, fastq.task_01, fastq.task_02, fastq.task_03, fastq.task_04, fastq.task_05, fastq.task_06, fastq.task_07,

@@ -435,8 +435,8 @@ def test_a_forked_child_makes_a_connection_of_its_own(client: Client) -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     # The parent's connection is untouched.
-    assert client._db is not None
-    assert client._db.run("SELECT 1") == [(1,)]
+    assert client._link._db is not None
+    assert client._link._db.run("SELECT 1") == [(1,)]
 
 
 def test_a_database_that_is_not_migrated(dsn: str, schema: str) -> None:

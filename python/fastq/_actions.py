@@ -1,0 +1,156 @@
+"""What is done to tasks from outside: cancel, retry, delete, edit. Which states allow it, and the statements that do it.
+
+A task may move on at any time, so each action follows the flow of tasks (delayed, ready, claim, done, dead), each place in a statement
+of its own that locks the task's row and decides on the row as it then is. Whatever moved between two of them is behind the first and
+before the second only if it moved backwards (a retry, a rescue): then it is looked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from fastq._records import ENDED_BADLY, WAITING, Places, TaskRecord, to_record
+from fastq.errors import DatabaseError, InvalidTransition, TaskNotFound
+
+Action: TypeAlias = Literal["cancel", "retry", "delete", "edit"]
+T = TypeVar("T")
+
+#: Where a task must be for an action; anywhere else it is refused.
+ALLOWED: Final[Mapping[Action, Places]] = {
+    "cancel": Places(kinds=WAITING, running=True, ends=("failed", "expired")),
+    "retry": Places(ends=ENDED_BADLY),
+    "delete": Places(kinds=WAITING, completed=True, ends=ENDED_BADLY),
+    "edit": Places(kinds=WAITING),
+}
+#: How often a task that is found where the action is allowed, and gone from there when it is tried, is looked for.
+PASSES: Final = 5
+
+# By place. A retry takes nothing but what ended, a cancel nothing that completed, and so on.
+_DELAYED: Final[Mapping[Action, str]] = {"cancel": "cancel_delayed", "delete": "delete_delayed", "edit": "edit_delayed"}
+_READY: Final[Mapping[Action, str]] = {"cancel": "cancel_ready", "delete": "delete_ready", "edit": "edit_ready"}
+_DEAD: Final[Mapping[Action, str]] = {"cancel": "cancel_dead", "retry": "retry_dead", "delete": "delete_dead"}
+# What a task is to somebody who wanted this of it.
+_WANTED: Final[Mapping[Action, str]] = {
+    "cancel": "can't be cancelled: it has completed",
+    "retry": "can't be retried: only what failed, expired or was cancelled can",
+    "delete": "can't be deleted while it runs: cancel it first",
+    "edit": "can't be edited: only what waits can",
+}
+
+
+class Change(NamedTuple):
+    """What an edit changes; None: nothing."""
+
+    format: str | None = None
+    payload: bytes | None = None
+    delay: float | None = None
+    """Seconds from now."""
+    run_at: datetime | None = None
+    """Wins over ``delay``."""
+
+
+class Query(Protocol):
+    """Runs the statement of a name, as `Database.query`."""
+
+    def __call__(self, name: str, /, *params: object) -> list[tuple[Any, ...]]: ...
+
+
+class Within(Protocol):
+    """Does some work with a `Query` in one transaction."""
+
+    def __call__(self, work: Callable[[Query], T], /) -> T: ...
+
+
+def move(query: Query, action: Action, ids: Sequence[int], places: Places, change: Change) -> list[int]:
+    """One pass: does it to those of the tasks that are in these places, and gives their ids. In one transaction."""
+    left = list(ids)
+    moved: list[int] = []
+
+    def take(statement: str, *params: object) -> None:
+        if left:
+            found = {id_ for (id_,) in query(statement, left, *params)}
+            moved.extend(found)
+            left[:] = [id_ for id_ in left if id_ not in found]
+
+    if action == "delete":
+        query("lock_tokens", left)
+    waits = [kind for kind in places.kinds if kind != "ready"]
+    edited = change if action == "edit" else ()
+    if waits:
+        take(_DELAYED[action], waits, *edited)
+    if "ready" in places.kinds:
+        take(_READY[action], *edited)
+    if places.running:
+        take("cancel_claimed")
+    if places.completed:
+        take("delete_done")
+    if places.ends:
+        take(_DEAD[action], list(places.ends))
+    if action == "delete" and moved:
+        query("forget_tasks", moved)
+    return moved
+
+
+def act_on_one(within: Within, schema: str, action: Action, id_: int, change: Change) -> TaskRecord | None:
+    """Does it to one task.
+
+    Returns:
+        The task as it is then; None: it was deleted.
+
+    Raises:
+        TaskNotFound: there is no such task.
+        InvalidTransition: it is in a state that does not allow it.
+        DatabaseError: the server refused it, or the task moved on each time that it was looked for (``is_transient``).
+    """
+
+    def once(query: Query) -> tuple[bool, TaskRecord | None]:
+        moved = bool(move(query, action, [id_], ALLOWED[action], change))
+        if moved and action == "delete":
+            return True, None
+        # In the same transaction: nobody else has moved on what was just moved.
+        rows = query("find_task", id_)
+        return moved, to_record(rows[0], with_errors=True) if rows else None
+
+    for _ in range(PASSES):
+        moved, record = within(once)
+        if moved:
+            return record
+        if record is None:
+            raise TaskNotFound(f"there is no task {id_} in schema {schema!r}: it never was, or its retention is over")
+        if action == "cancel" and record.state == "cancelled":
+            return record
+        if _place_of(record) not in ALLOWED[action]:
+            raise InvalidTransition(f"task {id_} is {record.state} and {_WANTED[action]}", record)
+    raise DatabaseError(
+        f"task {id_} moved on each of the {PASSES} times that it was found: try again", is_transient=True
+    )
+
+
+def act_on_batch(within: Within, action: Action, ids: Sequence[int], places: Places, change: Change) -> int:
+    """Does it to those of the tasks that are in these places; gives how many. What moves to another place meanwhile is left alone."""
+    left = list(ids)
+    count = 0
+
+    def once(query: Query) -> tuple[list[int], list[int]]:
+        moved = move(query, action, left, places, change)
+        if len(moved) == len(left):
+            return moved, []
+        done = set(moved)
+        rest = [id_ for id_ in left if id_ not in done]
+        return moved, [id_ for id_, _, place in query("locate_tasks", rest) if place in places]
+
+    for _ in range(PASSES):
+        moved, left = within(once)
+        count += len(moved)
+        if not left:
+            break
+    return count
+
+
+def _place_of(record: TaskRecord) -> str:
+    return record.state if record.state != "pending" else record.kind or "ready"
+
+
+__all__ = ["ALLOWED", "PASSES", "Action", "Change", "Query", "Within", "act_on_batch", "act_on_one", "move"]

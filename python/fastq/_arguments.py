@@ -1,0 +1,110 @@
+"""The client's arguments, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Final, TypeAlias
+
+from fastq import _engine
+from fastq._actions import ALLOWED, Action, Change
+from fastq._records import LAST_ID, Kind, Places, State, places_of
+from fastq.errors import PayloadError, SettingsError
+from fastq.settings import PAYLOAD_LIMIT
+from fastq.task import check_aware, to_seconds
+
+
+class _As(Enum):
+    """A default that no payload is."""
+
+    IT_IS = "as it is"
+
+
+AS_IT_IS: Final = _As.IT_IS
+
+States: TypeAlias = Sequence[State | Kind] | None
+Texts: TypeAlias = Sequence[str] | None
+Ids: TypeAlias = Iterable[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which tasks are meant."""
+
+    places: Places
+    types: list[str] | None
+    """None: of any."""
+    queues: list[str] | None
+    ids: list[int] | None
+    """In order, each once."""
+
+
+def read_filter(action: Action | None, *, states: States, types: Texts, queues: Texts, ids: Ids) -> Filter:
+    """The tasks that match, and that allow the action, if there is one.
+
+    Raises:
+        SettingsError: no filter is given, or one is wrong; there is no such action.
+    """
+    if action is not None and action not in ALLOWED:
+        raise SettingsError(f"action is {action!r}, but must be None or one of {', '.join(ALLOWED)}")
+    if states is None and types is None and queues is None and ids is None:
+        raise SettingsError(
+            "states, types, queues and ids are all None, but all tasks are never meant by saying nothing: "
+            "give a filter, if need be states=fastq.client.STATES"
+        )
+    places = places_of(states)
+    return Filter(
+        places & ALLOWED[action] if action is not None else places,
+        read_texts("types", types),
+        read_texts("queues", queues),
+        None if ids is None else _read_ids(ids),
+    )
+
+
+def read_texts(name: str, values: Sequence[object] | None) -> list[str] | None:
+    """The texts as a list. Raises SettingsError."""
+    if values is None:
+        return None
+    if isinstance(values, str) or not all(isinstance(value, str) and "\0" not in value for value in values):
+        raise SettingsError(f"{name} is {values!r}, but must be a sequence of texts without NUL")
+    return [str(value) for value in values]
+
+
+def check_id(id_: object) -> None:
+    """That it is a whole number. Raises SettingsError."""
+    if id_.__class__ is not int:
+        raise SettingsError(f"id is {id_!r}, but must be a whole number")
+
+
+def _read_ids(values: object) -> list[int]:
+    """In order, each once, without those that no task can have."""
+    # A text is iterable, too.
+    given = list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else None
+    if given is None or any(value.__class__ is not int for value in given):
+        raise SettingsError(f"ids is {values!r}, but must be whole numbers")
+    return sorted({id_ for id_ in given if 0 < id_ < LAST_ID})
+
+
+def read_change(payload: object, delay: float | timedelta | None, run_at: datetime | None) -> Change:
+    """What an edit changes.
+
+    Raises:
+        SettingsError: nothing, or a time or delay that no task can have.
+        PayloadError: the payload can't be encoded, or is over the limit.
+    """
+    if payload is AS_IT_IS and delay is None and run_at is None:
+        raise SettingsError("neither payload nor delay nor run_at is given: there is nothing to change")
+    if run_at is not None:
+        check_aware("run_at", run_at)
+    seconds = None if delay is None else to_seconds("delay", delay)
+    if payload is AS_IT_IS:
+        return Change(delay=seconds, run_at=run_at)
+    format_, encoded = ("b", payload) if isinstance(payload, bytes) else ("j", _engine.encode_json(payload))
+    if len(encoded) > PAYLOAD_LIMIT:
+        raise PayloadError(f"the payload has {len(encoded):,} bytes, but may have {PAYLOAD_LIMIT:,}")
+    return Change(format_, encoded, seconds, run_at)
+
+
+__all__ = ["AS_IT_IS", "Filter", "Ids", "States", "Texts", "check_id", "read_change", "read_filter", "read_texts"]

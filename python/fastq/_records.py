@@ -1,0 +1,190 @@
+"""What the client answers, and the words for states: where in the storage a task of each is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypeAlias
+
+from fastq.errors import SettingsError
+
+State: TypeAlias = Literal["pending", "running", "completed", "failed", "cancelled", "expired"]
+Kind: TypeAlias = Literal["scheduled", "retrying"]
+
+STATES: Final[tuple[State, ...]] = ("pending", "running", "completed", "failed", "cancelled", "expired")
+KINDS: Final[tuple[Kind, ...]] = ("scheduled", "retrying")
+
+#: No id is as high: a range of ids ends before a number.
+LAST_ID: Final = 2**63 - 1
+
+#: What waits, by the storage's words: in chunks, for its own time, for its backoff.
+WAITING: Final = ("ready", *KINDS)
+ENDED_BADLY: Final = ("failed", "cancelled", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """One run of a task that failed, or was lost with its worker."""
+
+    attempt: int
+    """Which run it was, from 1."""
+    failed_at: datetime
+    """When, by the database's clock (aware, UTC)."""
+    took: float | None
+    """Seconds that the handler ran; None: lost with its worker."""
+    error: str
+    """What was raised."""
+    traceback: str
+    """From where; empty where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task as it was when it was looked at. Times are aware, UTC, by the database's clock."""
+
+    id: int
+    type: str
+    queue: str
+    priority: int
+    payload: Any
+    """What was enqueued: decoded from JSON, or raw ``bytes``."""
+    state: State
+    kind: Kind | None
+    """What a pending task waits for, where it waits for a time: its own (scheduled) or its backoff (retrying)."""
+    attempts: int
+    """Runs so far, one that is under way too."""
+    max_attempts: int
+    """Runs in all before it fails for good."""
+    created_at: datetime
+    """When it was enqueued."""
+    run_at: datetime | None
+    """When a scheduled or retrying task is due."""
+    ended_at: datetime | None
+    """When it was completed, failed, cancelled or expired."""
+    errors: tuple[FailedAttempt, ...] | None = None
+    """Its failed attempts, the first one first; None in a list: ``get_task`` brings them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of a list of tasks. Iterating gives the tasks."""
+
+    tasks: tuple[TaskRecord, ...]
+    next: str | None
+    """For ``after`` of the call that goes on; None: there are no more."""
+
+    def __iter__(self) -> Iterator[TaskRecord]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Parts of the storage: those of some states."""
+
+    kinds: tuple[str, ...] = ()
+    """Of what waits: some of `WAITING`."""
+    running: bool = False
+    completed: bool = False
+    ends: tuple[str, ...] = ()
+    """Some of `ENDED_BADLY`."""
+
+    @property
+    def params(self) -> tuple[list[str], bool, bool, list[str]]:
+        """As statements take them."""
+        return list(self.kinds), self.running, self.completed, list(self.ends)
+
+    def __and__(self, other: Places) -> Places:
+        return Places(
+            tuple(kind for kind in self.kinds if kind in other.kinds),
+            self.running and other.running,
+            self.completed and other.completed,
+            tuple(end for end in self.ends if end in other.ends),
+        )
+
+    def __contains__(self, place: str) -> bool:
+        """Whether a place, as ``locate_tasks`` names it, is one of them."""
+        return (
+            place in self.kinds
+            or place in self.ends
+            or (place == "running" and self.running)
+            or (place == "completed" and self.completed)
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.kinds or self.running or self.completed or self.ends)
+
+
+def check_states(states: Sequence[State | Kind]) -> list[State | Kind]:
+    """The states as a list.
+
+    Raises:
+        SettingsError: not a sequence of states and kinds.
+    """
+    words: list[State | Kind] = [*STATES, *KINDS]
+    if isinstance(states, str) or any(state not in words for state in states):
+        raise SettingsError(f"states is {states!r}, but must be a sequence of some of {', '.join(words)}")
+    return list(states)
+
+
+def places_of(states: Sequence[State | Kind] | None) -> Places:
+    """Where the tasks in these states are (None: in any).
+
+    Raises:
+        SettingsError: not a sequence of states and kinds.
+    """
+    given: Sequence[State | Kind] = STATES if states is None else check_states(states)
+    return Places(
+        tuple(kind for kind in WAITING if "pending" in given or kind in given),
+        "running" in given,
+        "completed" in given,
+        tuple(end for end in ENDED_BADLY if end in given),
+    )
+
+
+def to_record(row: tuple[Any, ...], *, with_errors: bool) -> TaskRecord:
+    """A row of ``find_task`` (with its failed attempts) or of a list."""
+    id_, type_, queue, priority, format_, payload, state, kind, attempts, most, created_at, run_at, ended_at, *more = (
+        row
+    )
+    errors = tuple(
+        FailedAttempt(attempt, failed_at.astimezone(UTC), None if took is None else took / 1e6, error, traceback)
+        for attempt, failed_at, took, error, traceback in zip(*more, strict=True)
+    )
+    return TaskRecord(
+        id=id_,
+        type=type_,
+        queue=queue,
+        priority=priority,
+        payload=json.loads(payload) if format_ == "j" else payload,
+        state=state,
+        kind=kind,
+        attempts=attempts,
+        max_attempts=most,
+        created_at=created_at.astimezone(UTC),
+        run_at=run_at and run_at.astimezone(UTC),
+        ended_at=ended_at and ended_at.astimezone(UTC),
+        errors=errors if with_errors else None,
+    )
+
+
+__all__ = [
+    "ENDED_BADLY",
+    "KINDS",
+    "LAST_ID",
+    "STATES",
+    "WAITING",
+    "FailedAttempt",
+    "Kind",
+    "Page",
+    "Places",
+    "State",
+    "TaskRecord",
+    "check_states",
+    "places_of",
+    "to_record",
+]
