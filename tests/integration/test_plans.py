@@ -22,23 +22,37 @@ Plan = dict[str, Any]
 
 MILLION = 1_000_000
 
-#: What runs for every task or each second, and finds what it needs by an index whatever the tables hold.
+#: What runs for every task or each second, or for a task that a client changes, and finds what it needs by an index whatever the tables hold.
 HOT = (
     "beat_consumer",
+    "cancel_claimed",
+    "cancel_dead",
+    "cancel_delayed",
+    "cancel_ready",
     "claim_tasks",
     "complete_tasks",
+    "delete_dead",
+    "delete_delayed",
+    "delete_done",
+    "delete_ready",
+    "edit_delayed",
+    "edit_ready",
     "enqueue_tasks",
     "fail_tasks",
     "find_ended_tasks",
     "find_enqueued",
     "find_tokens",
+    "forget_tasks",
     "give_back_tasks",
     "insert_chunks",
     "insert_tokens",
+    "locate_tasks",
+    "lock_tokens",
     "promote_tasks",
     "read_claims",
     "read_tasks",
     "rescue_claims",
+    "retry_dead",
     "set_aside_task",
     "snooze_tasks",
     "tick",
@@ -64,6 +78,9 @@ SAMPLES = {
     "smallint[]": "'{1}'",
     "double precision[]": "'{1}'",
     "text[]": "'{t}'",
+    '"char"': "'j'",
+    "bytea": "'x'",
+    "timestamp with time zone": "now()",
     '"char"[]': "'{j}'",
     "bytea[]": "'{x}'",
     "int8multirange[]": """'{"{[1,2)}"}'""",
@@ -104,7 +121,7 @@ DELETE_ALL = (
     "DELETE FROM fastq.token",
     "DELETE FROM fastq.claim",
 )
-GROWS = re.compile(r"ready|claim|delayed|task_\d\d|done_\d\d|token|attempt_error")
+GROWS = re.compile(r"ready|claim|delayed|dead|task_\d\d|done_\d\d|token|attempt_error")
 LEAVES = re.compile(r"(task|done)_\d\d")
 
 
@@ -338,6 +355,30 @@ def test_a_tick_and_a_promotion_with_nothing_due_read_next_to_nothing(big: Sessi
     # The claims are read; there are a thousand of them.
     assert tick < 1200
     assert pages(big, TEXTS["promote_tasks"], "7", "1", "500", "0") < 20
+
+
+def test_a_task_that_a_client_changes_is_found_in_a_few_pages(big: Session) -> None:
+    """Of a million that wait, as many delayed, completed, and with tokens. Each of 16 leaves is looked into for copies."""
+    waiting, delayed, completed, claimed = "'{500001}'", "'{10500001}'", "'{20500001}'", "'{30500000}'"
+    kinds = "'{retrying}'"
+    change = ("'j'", "'x'", "5", "NULL")
+    for name, values, most in (
+        ("cancel_ready", (waiting,), 60),
+        ("delete_ready", (waiting,), 60),
+        ("edit_ready", (waiting, *change), 150),
+        ("cancel_delayed", (delayed, kinds), 60),
+        ("delete_delayed", (delayed, kinds), 60),
+        ("edit_delayed", (delayed, kinds, *change), 150),
+        # The claims are read; there are a thousand of them.
+        ("cancel_claimed", (claimed,), 1200),
+        # Up to 1,023 rows of completions can hold an id: here all of them do begin within that distance.
+        ("delete_done", (completed,), 250),
+        ("lock_tokens", (waiting,), 20),
+        ("forget_tasks", (waiting,), 150),
+        ("locate_tasks", (waiting,), 1400),
+    ):
+        read = pages(big, TEXTS[name], *values)
+        assert read < most, (name, read)
 
 
 def test_a_flush_in_doubt_is_looked_up_in_a_few_pages_a_task(big: Session) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
 from tests.support.storage import (
-    TEXTS,
     Leader,
     Session,
     Worker,
@@ -25,7 +24,6 @@ from tests.support.storage import (
 )
 
 OpenSession = Callable[[], Session]
-LateClaim = Callable[[], list[tuple[int, int]]]
 
 
 def flat(held: dict[int, list[int]]) -> list[int]:
@@ -135,36 +133,6 @@ def test_the_hint_skips_and_a_sweep_finds_what_lies_behind_it(store: Session) ->
     assert worker.claim(10, hint=rid + 1) == []
     [chunk] = worker.claim(10, hint=0)
     assert (chunk.lo, chunk.upto) == (ids[0], ids[-1])
-
-
-@pytest.fixture
-def late_claim(store: Session, open_session: OpenSession) -> Iterator[LateClaim]:
-    """A claim of 100 by consumer 2 that stands still between its snapshot and its first lock, until it is let go.
-
-    SKIP LOCKED never waits for a row. So the lanes that the claim asks for come from a function that waits for a table.
-    """
-    store.sql("CREATE TABLE fastq.gate (lane integer)")
-    store.sql(
-        "CREATE FUNCTION fastq.lanes_behind_gate() RETURNS integer[] LANGUAGE plpgsql VOLATILE AS "
-        "'BEGIN LOCK TABLE fastq.gate IN SHARE MODE; RETURN ARRAY[1]; END'"
-    )
-    text = TEXTS["claim_tasks"].replace("$5::integer[]", "fastq.lanes_behind_gate()")
-    for number in range(6, 12):
-        text = text.replace(f"${number}", f"${number - 1}")
-    gate, session = open_session(), open_session()
-    gate.begin()
-    gate.sql("LOCK TABLE fastq.gate IN ACCESS EXCLUSIVE MODE")
-    with in_background(session, lambda: session.sql(text, 2, 0, 100, 1 << 20, [0], [0], [0], [100], [9], 9)) as future:
-        wait_blocked(store, session)
-
-        def let_go() -> list[tuple[int, int]]:
-            gate.commit()
-            return [(row[7], row[8]) for row in future.result(30)]
-
-        try:
-            yield let_go
-        finally:
-            gate.rollback()
 
 
 def test_two_claimers_of_one_chunk_never_share_a_task(
