@@ -22,7 +22,7 @@ Plan = dict[str, Any]
 
 MILLION = 1_000_000
 
-#: What runs for every task or each second, or for a task that a client changes, and finds what it needs by an index whatever the tables hold.
+#: What runs for every task, each second, or for a task that a client changes, and finds what it needs by an index whatever there is.
 HOT = (
     "beat_consumer",
     "cancel_claimed",
@@ -46,7 +46,6 @@ HOT = (
     "give_back_tasks",
     "insert_chunks",
     "insert_tokens",
-    "locate_tasks",
     "lock_tokens",
     "promote_tasks",
     "read_claims",

@@ -21,7 +21,7 @@ from tests.support.consuming import new_consumer
 from tests.support.databases import Database
 from tests.support.lab import Lab
 from tests.support.roles import Roles, database_with_admin
-from tests.support.storage import Session
+from tests.support.storage import Session, Worker, enqueue
 from tests.support.waiting import wait_until
 
 _ROOT = Path(__file__).parents[2]
@@ -98,8 +98,9 @@ def test_a_worker_lives_the_whole_life_of_tasks(
         "DROP TABLE fastq.task_00",
         "DROP VIEW fastq.tasks",
         "ALTER SEQUENCE fastq.task_id RESTART",
-        "DELETE FROM fastq.task",
-        "UPDATE fastq.task SET payload = ''",
+        "DELETE FROM fastq.task_00",
+        "DELETE FROM fastq.lane",
+        "UPDATE fastq.attempt_error SET error = ''",
         "TRUNCATE fastq.ready",
         "DELETE FROM fastq.migration",
     ],
@@ -131,6 +132,30 @@ def test_a_schema_that_is_not_there_is_made_by_one_who_may(roles: Roles, migrate
     with pytest.raises(DatabaseError) as error:
         migrate(worker_dsn, schema=f"{migrated}_not_there")
     assert f"create the schema with AUTHORIZATION {name}" in refusal(error)
+
+
+def test_a_client_with_a_workers_rights_changes_tasks(roles: Roles, migrated: str, store: Session) -> None:
+    _, dsn = roles.new("worker")
+    ids = enqueue(store, 10)
+    worker = Worker(store, 1)
+    [chunk] = worker.claim(4)
+    worker.complete({chunk.no: ids[:2]})
+    worker.fail(chunk.no, ids[2:3])
+    store.run("insert_tokens", ["t"], ["a"], [ids[0]])
+    with Client(dsn, schema=migrated) as client:
+        assert client.cancel_task(ids[3]).state == "cancelled"
+        assert client.retry_task(ids[2]).state == "pending"
+        assert client.edit_task(ids[2], payload=1, delay=5).payload == 1
+        assert client.edit_task(ids[4], payload=1).payload == 1
+        assert client.edit_task(ids[5], delay=60).kind == "scheduled"
+        for id_ in (ids[0], ids[2], ids[3], ids[4]):
+            client.delete_task(id_)
+        assert client.cancel_tasks(types=["t"]) == 5
+        assert client.counts(states=["cancelled", "completed", "pending"]) == {
+            "cancelled": 5,
+            "completed": 1,
+            "pending": 0,
+        }
 
 
 # --- a producer ----------------------------------------------------------------------------------
@@ -220,6 +245,29 @@ def test_a_viewer_sees_all(roles: Roles, dsn: str, migrated: str, db: psycopg.Co
     session = Session(viewer_dsn, migrated)
     assert session.value("SELECT count(*) FROM fastq.tasks") == 4
     session.close()
+
+
+def test_a_viewers_client_is_told_what_is_missing_to_change_tasks(
+    roles: Roles, migrated: str, store: Session, dsn: str
+) -> None:
+    name, viewer_dsn = roles.new("viewer")
+    [id_] = enqueue(store)
+    with Client(viewer_dsn, schema=migrated) as client:
+        for call in (lambda: client.cancel_task(id_), lambda: client.delete_tasks(ids=[id_])):
+            with pytest.raises(DatabaseError) as error:
+                call()
+            message = refusal(error)
+            assert f"role {name!r} may not work in schema {migrated!r}: it lacks" in message
+            assert "UPDATE, DELETE on ready" in message
+            assert f"fastq migrate --grants --worker {name}" in message
+        assert client.count_tasks("cancel", ids=[id_]) == 1, "a preview is a look"
+        with (
+            psycopg.connect(viewer_dsn) as connection,
+            pytest.raises(DatabaseError, match="permission denied") as error,
+        ):
+            client.cancel_task_tx(connection, id_)
+        assert error.value.sqlstate == "42501"
+        assert client.get_task(id_).state == "pending"
 
 
 def test_a_viewer_changes_nothing(roles: Roles, migrated: str) -> None:

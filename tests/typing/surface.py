@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import assert_type
 
+import psycopg
+
 import fastq
 from fastq import App, Client, Consumer, Enqueued, Producer, Task, TaskInfo, TaskRecord
 
@@ -61,6 +63,24 @@ def parts(producer: Producer, client: Client) -> None:
     assert_type(results[0], Enqueued)
     assert_type(results[1:], Sequence[Enqueued])
     assert_type(client.get_task(1), TaskRecord)
+    assert_type(client.cancel_task(1), TaskRecord)
+    assert_type(client.retry_task(1), TaskRecord)
+    assert_type(client.edit_task(1, payload=None, delay=timedelta(minutes=1)), TaskRecord)
+    assert_type(client.cancel_tasks(states=["failed", "scheduled"], ids=range(5)), int)
+    assert_type(client.count_tasks("retry", types=["t"]), int)
+    client.edit_task(1, priority=2)  # type: ignore[call-arg]
+    client.cancel_task("1")  # type: ignore[arg-type]
+    client.cancel_tasks(states=["done"])  # type: ignore[list-item]
+    client.cancel_tasks(["failed"])  # type: ignore[call-arg]
+    client.count_tasks("kill", types=["t"])  # type: ignore[arg-type]
+    with psycopg.connect() as connection:
+        assert_type(client.retry_task_tx(connection, 1), TaskRecord)
+        client.delete_task_tx(connection, 1)
+    client.cancel_task_tx("connection", 1)  # type: ignore[arg-type]
+    try:
+        client.delete_task(1)
+    except fastq.InvalidTransition as error:
+        assert_type(error.task, TaskRecord)
     Task("t", priority=1)  # type: ignore[call-arg]
     Task("t", {}, "queue")  # type: ignore[call-arg]
     producer.enqueue("t")  # type: ignore[arg-type]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from datetime import UTC, datetime
 
 import pytest
 
-from fastq import errors
+from fastq import TaskRecord, errors
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -22,6 +23,7 @@ def test_all_are_fastq_errors(name: str) -> None:
         (errors.SchemaError, errors.DatabaseError),
         (errors.PayloadError, errors.EnqueueError),
         (errors.TaskNotFound, errors.TaskError),
+        (errors.InvalidTransition, errors.TaskError),
     ],
 )
 def test_branches(child: type[Exception], parent: type[Exception]) -> None:
@@ -61,3 +63,23 @@ def test_errors_cross_processes_whole(error: Exception) -> None:
     assert type(copy) is type(error)
     assert copy.args == error.args
     assert vars(copy) == vars(error)
+
+
+def test_a_refused_move_carries_the_task_across_processes() -> None:
+    task = TaskRecord(
+        id=7,
+        type="t",
+        queue="q",
+        priority=0,
+        payload={"a": [1]},
+        state="running",
+        kind=None,
+        attempts=1,
+        max_attempts=3,
+        created_at=datetime.now(UTC),
+        run_at=None,
+        ended_at=None,
+        errors=(),
+    )
+    copy = pickle.loads(pickle.dumps(errors.InvalidTransition("task 7 runs", task)))  # noqa: S301 - our own
+    assert (type(copy), str(copy), copy.task) == (errors.InvalidTransition, "task 7 runs", task)
