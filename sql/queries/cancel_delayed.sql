@@ -1,5 +1,5 @@
 -- Cancel those of tasks $1 that wait for a time and whose kind is in $2. Answers their ids. The rows are taken as the lock found them: a
--- leader may have put their content into them meanwhile, and then emptied the leaf that the snapshot still names.
+-- leader may have put their content into them meanwhile, so that they no longer name their leaf.
 WITH locked AS MATERIALIZED (
     SELECT id FROM fastq.delayed WHERE id = ANY ($1::bigint[]) AND kind = ANY ($2::text[]) ORDER BY id FOR UPDATE
 ), gone AS MATERIALIZED (

@@ -16,6 +16,8 @@ _LEAVES: Final = "tests/integration/test_storage_leaves.py::"
 _RULES: Final = "tests/integration/test_rules.py::"
 _RACES: Final = "tests/integration/test_rules_races.py::"
 _INTERLEAVED: Final = "tests/integration/test_rules_fences.py::"
+_MOVES: Final = "tests/integration/test_client_actions_races.py::"
+_ACTIONS: Final = "tests/integration/test_client_actions.py::"
 _STOP: Final = "tests/faults/test_process_stop.py::"
 
 _LEADS: Final = "EXISTS (SELECT FROM fastq.leader WHERE holder = $1::bigint AND term = $2::bigint)"
@@ -114,6 +116,37 @@ GUARDS: Final = (
         "ORDER BY no FOR NO KEY UPDATE",
         "ORDER BY no",
         _FENCES + "test_a_give_back_that_waits_for_a_flush_counts_for_the_rest",
+    ),
+    # --- what clients do to tasks ---
+    _sql(
+        "cancel: decides on the locked claim",
+        "cancel_claimed",
+        "ORDER BY consumer, no FOR NO KEY UPDATE",
+        "ORDER BY consumer, no",
+        _MOVES + "test_a_completion_in_flight_comes_first",
+    ),
+    _sql(
+        "retry: leaves no second copy",
+        "retry_dead",
+        "DELETE FROM fastq.task WHERE id = ANY (ARRAY (SELECT id FROM gone))",
+        "SELECT FROM gone",
+        _ACTIONS + "test_a_retried_task_runs",
+    ),
+    _sql(
+        "delete: a row of completions keeps its first id",
+        "delete_done",
+        "lo = (SELECT lower(p.rest) FROM parts p WHERE p.lo = d.lo)",
+        "lo = d.lo",
+        _ACTIONS + "test_completed_tasks_of_one_flush_are_deleted_one_by_one",
+    ),
+    Guard(
+        "what moved backwards is looked for again",
+        "python/fastq/_actions.py",
+        (("PASSES: Final = 5", "PASSES: Final = 1"),),
+        (
+            _MOVES + "test_a_failure_in_flight_that_is_to_be_retried_is_cancelled_where_it_waits",
+            _MOVES + "test_two_tasks_of_one_flush_deleted_at_once",
+        ),
     ),
     # --- claims ---
     _sql(
