@@ -24,7 +24,9 @@ def test_no_step_names_a_schema_of_its_own() -> None:
     for step in _steps().values():
         for text in (step.up, step.down):
             statements = re.sub("--.*", "", text)
-            made = re.findall(r"(?:TABLE|SEQUENCE|VIEW|INDEX \w+ ON|DROP INDEX|INTO|FUNCTION) +(?!ONLY)([^\s(,;]+)", statements)
+            made = re.findall(
+                r"(?:TABLE|SEQUENCE|VIEW|INDEX \w+ ON|DROP INDEX|INTO|FUNCTION) +(?!ONLY)([^\s(,;]+)", statements
+            )
             assert made
             assert all(name.startswith("fastq.") for name in made), (step.name, made)
 
