@@ -81,7 +81,7 @@ def test_a_claim_of_what_runs_alone_that_fails_is_told_and_holds_nothing_up(
 ) -> None:
     [alone] = lab.enqueue(None)
     lab.db.execute("UPDATE ready SET track = 3")
-    lab.refuse("claim", "NEW.track = {0}", 3)
+    lab.refuse("claim", "NEW.track = {0}", 3, code="55000")
     runs = Runs()
     lab.consumer(runs)
     told = "can't claim tasks that were lost before, and keeps trying: no such row here"
@@ -101,7 +101,7 @@ def test_claims_that_fail_for_long_are_told_once_and_once_again_when_they_work(
 ) -> None:
     links = lab.links()
     lab.enqueue(None)
-    lab.refuse("claim", "NEW.no > {0}", 0)
+    lab.refuse("claim", "NEW.no > {0}", 0, code="55000")
     runs = Runs()
     with caplog.at_level(logging.DEBUG, logger="fastq"):
         consumer = lab.consumer(runs, dsn=links.dsn)

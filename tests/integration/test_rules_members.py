@@ -139,6 +139,25 @@ def test_a_task_that_can_not_be_claimed_keeps_nobody_waiting(
     wait_until(lambda: runs.ids[499:] == [culprit], timeout=20)
 
 
+def test_claims_that_fail_whatever_is_in_them_do_not_put_off_one_task_after_the_other(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [lab.producer.enqueue(Task("t")).id for _ in range(200)]
+    _fail_for(lab, "claim", sql.SQL("NEW.no > 0"))
+    runs = Runs()
+    consumer = lab.consumer(runs)
+    wait_until(lambda: "can't claim, and keeps trying: no such row here" in caplog.text)
+    before = consumer.stats()
+    wait_until(lambda: consumer.stats()["beats"] >= before["beats"] + 10)
+    # Three in a row, and one more for each time that it is tried, with growing pauses.
+    assert 3 <= lab.value("SELECT count(*) FROM delayed") <= 12
+    assert caplog.text.count("can't claim, and keeps trying") == 1
+    lab.db.execute("DROP TRIGGER refuse ON claim")
+    lab.db.execute("UPDATE delayed SET run_at = clock_timestamp()")
+    wait_until(lambda: len(runs.ids) == 200, timeout=30)
+    assert set(runs.ids) == set(ids)
+
+
 @pytest.mark.parametrize("track", [2, 3])
 def test_a_careful_task_that_can_not_be_claimed_keeps_nobody_waiting(
     lab: Lab, caplog: pytest.LogCaptureFixture, track: int

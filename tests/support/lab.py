@@ -200,11 +200,23 @@ class Lab:
         """As a leader does to a consumer that was silent."""
         assert self.all("UPDATE consumer SET dead_at = clock_timestamp() WHERE id = %s RETURNING id", id_)
 
-    def refuse(self, table: str, condition: LiteralString, *values: int, on: LiteralString = "INSERT") -> None:
-        """From now on no row that meets the condition gets into the table, or is changed so. Its trigger is called ``refuse``."""
+    def refuse(
+        self,
+        table: str,
+        condition: LiteralString,
+        *values: int,
+        on: LiteralString = "INSERT",
+        code: LiteralString = "P0001",
+    ) -> None:
+        """From now on no row that meets the condition gets into the table, or is changed so. Its trigger is called ``refuse``.
+
+        ``code``: as for what is in the row (the default), or another SQLSTATE.
+        """
         self.db.execute(
-            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$BEGIN RAISE EXCEPTION 'no such row here'; END$$"
+            sql.SQL(
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$BEGIN RAISE EXCEPTION 'no such row here' USING ERRCODE = {}; END$$"
+            ).format(sql.Literal(code))
         )
         when = sql.SQL(condition).format(*map(sql.Literal, values))
         self.db.execute(

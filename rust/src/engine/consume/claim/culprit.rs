@@ -8,6 +8,8 @@ use crate::engine::consume::counters::Counters;
 use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
 
+/// Tasks set aside one right after the other. Beyond that it is no single row that is to blame: one more each time that a claim is tried.
+const IN_A_ROW: u32 = 3;
 /// Culprits that are remembered, so that each is named once.
 const NAMED: usize = 1_000;
 
@@ -16,18 +18,21 @@ const NAMED: usize = 1_000;
 pub(super) struct Search {
     /// Tasks in a claim, at most. Halved when one fails, doubled when one works.
     most: i64,
+    /// Set aside since a claim worked.
+    in_a_row: u32,
     named: HashSet<i64>,
 }
 
 impl Search {
     /// Nothing is being looked for.
     pub(super) fn new() -> Self {
-        Self { most: i64::MAX, named: HashSet::new() }
+        Self { most: i64::MAX, in_a_row: 0, named: HashSet::new() }
     }
 }
 
 impl Claimer<'_> {
-    /// Sends a claim, of fewer tasks while a culprit is looked for. `None`: it failed for one, and what to do next is settled.
+    /// Sends a claim, of fewer tasks while a culprit is looked for. `None`: it failed for one, and what to do next is settled. An error:
+    /// any other, or that claims fail whatever is in them.
     pub(super) async fn claim_or_search(&mut self, asked: &mut Asked) -> Result<Option<Brought>> {
         asked.tasks = asked.tasks.min(self.search.most);
         if self.search.most == 1 {
@@ -38,6 +43,7 @@ impl Claimer<'_> {
         match self.claim(asked).await {
             Ok(brought) => {
                 self.search.most = self.search.most.saturating_mul(2);
+                self.search.in_a_row = 0;
                 Ok(Some(brought))
             }
             Err(e) if e.is_data_fault() => {
@@ -45,6 +51,10 @@ impl Claimer<'_> {
                 self.books.borrow_mut().claiming_after = None;
                 if self.search.most == 1 {
                     self.set_aside(asked, &e).await?;
+                    self.search.in_a_row += 1;
+                    if self.search.in_a_row > IN_A_ROW {
+                        return Err(e);
+                    }
                 } else {
                     self.search.most = (asked.tasks / 2).max(1);
                 }
