@@ -12,6 +12,7 @@ __all__ = [
     "EnqueuedIds",
     "ProducerCore",
     "TaskInfo",
+    "TxTasks",
     "complete_dsn",
     "encode_json",
     "grants",
@@ -169,9 +170,58 @@ class ProducerCore:
         """Enqueue without waiting; the answer comes through the mailbox under this number."""
     def receive(self, mailbox: int) -> list[tuple[int, tuple[int, bool] | None, BaseException | None]]:
         """Answers: number, result or error."""
+    def wake(self, lanes: list[int], witness: int | None) -> None:
+        """Wake consumers: a transaction of somebody's brought tasks to these lanes.
+
+        ``witness``: None where it was committed; where it is about to be, the id of a task to look for first.
+        """
     def watch(self, seconds: float) -> tuple[list[tuple[int, str, str]], int, bool]:
         """As Engine.watch: log records; the other two are 0 and whether it has ended."""
     def stats(self) -> Mapping[str, float]:
         """Counters: enqueued, flights, statements, commits, notifies, reconnects."""
     def close(self) -> None:
         """Finish what is under way, then end the thread. Idempotent."""
+
+@final
+class TxTasks:
+    """Tasks on their way into a transaction on the user's own connection; parameters are arrays as text, see enqueue_tx.sql."""
+
+    def __new__(cls, core: ProducerCore, tasks: Iterable[Task]) -> Self:
+        """Read, check and encode all of them. Raises EnqueueError with the task's ``index``."""
+    @staticmethod
+    def one(core: ProducerCore, task: Task) -> TxTasks:
+        """Read, check and encode one."""
+    def __len__(self) -> int: ...
+    @property
+    def is_small(self) -> bool:
+        """Few enough for one statement."""
+    @property
+    def has_open_tokens(self) -> bool:
+        """A token is neither taken nor known to be another's."""
+    @property
+    def leaf(self) -> int:
+        """The leaf that it writes to."""
+    def number(self) -> None:
+        """Give ids and lanes, by the producer's own connection; waits for it. For any thread."""
+    def home(self) -> str:
+        """What find_home.sql answers on the producer's own connection. For any thread."""
+    def forget_ids(self) -> None:
+        """The reserved ids turned out to be taken."""
+    def find(self) -> list[tuple[int, list[str]]]:
+        """find_tokens_tx.sql for the open tokens: numbers for ``found``, and parameters."""
+    def found(self, number: int, places: list[int], ids: list[int]) -> None:
+        """Its answer. Raises EnqueueError where a token's id is one that is still to be written."""
+    def write_small(self, is_first: bool) -> list[str]:
+        """enqueue_tx.sql for all; after the first time for those whose token was freed meanwhile."""
+    def take(self) -> list[list[str]]:
+        """enqueue_tx.sql for the open tokens alone."""
+    def took(self, ids: list[int]) -> None:
+        """Its answer: these have their tokens."""
+    def write_large(self) -> tuple[list[bytes], list[list[str]]]:
+        """The blocks of copy_tasks.sql (none: no COPY), and enqueue_tx.sql for what follows it."""
+    def notification(self) -> list[list[str]]:
+        """notify_tx.sql for the lanes that got tasks."""
+    def news(self) -> tuple[list[int], int | None]:
+        """What ``ProducerCore.wake`` is told."""
+    def answer(self) -> EnqueuedIds:
+        """Ids in input order."""

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack, overload
 
-from fastq import _engine, _exit
-from fastq._engine import EnqueuedIds, ProducerCore
+from fastq import _engine, _exit, _tx
+from fastq._engine import EnqueuedIds, ProducerCore, TxTasks
 from fastq._feed import Feed, Switch
 from fastq._lifetime import has_running_loop, refuse_running_loop
 from fastq._mailbox import Mailbox
 from fastq._options import ProducerOptions, read_count, read_producer_options
 from fastq._threads import watch_logs
-from fastq.errors import EnqueueError
+from fastq.errors import EnqueueError, SettingsError
 from fastq.settings import ProducerSettings, resolve_dsn, resolve_schema
 from fastq.task import Enqueued, Task
 
@@ -84,6 +84,8 @@ class Producer:
         self._mailbox: Mailbox | None = None
         self._mailboxes: list[Mailbox] = []
         self._is_closed = False
+        # The users' connections that were found to be in this producer's database.
+        self._known: weakref.WeakSet[object] = weakref.WeakSet()
         watch_logs(self._core)
         # Also when it is forgotten. When the interpreter ends, its turn comes after the consumers'.
         self._finalizer = weakref.finalize(self, _close, self._core, self._mailboxes, os.getpid())
@@ -134,6 +136,66 @@ class Producer:
         _check_iterable(tasks)
         every = None if commit_every is None else read_count("commit_every", commit_every)
         return EnqueuedMany(self._open_core().enqueue_many(tasks, every))
+
+    def enqueue_tx(self, conn: object, task: Task, *, notify: bool = False) -> Enqueued:
+        """Enqueue one task in your own transaction: rolled back, nobody ever sees it; committed, it runs.
+
+        Nothing but the statement goes over your connection; the task's id comes from the producer's own. A consumer that does
+        not hear of your commit claims the task within its poll interval.
+
+        Args:
+            conn: a psycopg 3 ``Connection``, a SQLAlchemy 2 ``Connection`` or ``Session`` over psycopg 3, or a Django connection
+                over psycopg 3; to the producer's database, and in a transaction, or about to begin one with its next statement.
+            task: what to enqueue. Its delay counts from now, by the database's clock.
+            notify: wake consumers with the commit itself. The NOTIFY takes a lock on the whole server while your transaction
+                commits. With SQLAlchemy and Django they are woken after the commit anyhow.
+
+        Returns:
+            Its id and True; or, where its idempotency token is held, the id of the task that holds it and False. A token that
+            another open transaction is about to take is waited for, until that one ends.
+
+        Raises:
+            EnqueueError: the task can't be enqueued as it is, the connection commits each statement by itself (autocommit) or
+                is to another database, the producer is closed, or an event loop runs in this thread (use ``aenqueue_tx``).
+            PayloadError: its payload can't be encoded, or is over the limit.
+            TypeError: no task, or a connection that is not taken: the message says which are.
+            SchemaError, ConnectionLost, DatabaseError: what happened to the producer's own connection.
+            Exception: what your driver raises (Django's own errors on Django's connections), such as for a deadlock (40P01), a
+                serialization failure (40001) or a token that was waited for too long (55P03, 57014): nothing is repeated in
+                your transaction. A note in the error says what it means.
+        """
+        refuse_running_loop("Producer.enqueue_tx()", "`await producer.aenqueue_tx(conn, task)`", EnqueueError)
+        _check_task(task)
+        tasks = TxTasks.one(self._open_core(), task)
+        self._write(conn, tasks, notify)
+        return Enqueued(*tasks.answer().get(0))
+
+    def enqueue_many_tx(self, conn: object, tasks: Iterable[Task], *, notify: bool = False) -> Sequence[Enqueued]:
+        """Enqueue tasks in your own transaction, many by COPY.
+
+        All are read and checked, and held in memory in their encoded form, before the first is sent: a call takes 1 GiB of
+        them. Interrupted, it leaves nothing of it in your transaction.
+
+        Args:
+            conn: as for ``enqueue_tx``.
+            tasks: any iterable.
+            notify: as for ``enqueue_tx``.
+
+        Returns:
+            The results, in input order.
+
+        Raises:
+            EnqueueError: as ``enqueue_tx``; ``index`` says which task can't be enqueued.
+            PayloadError: a payload can't be encoded, or is over the limit (``index`` says which).
+            TypeError, SchemaError, ConnectionLost, DatabaseError, Exception: as ``enqueue_tx``, and what ``tasks`` raises.
+        """
+        refuse_running_loop(
+            "Producer.enqueue_many_tx()", "`await producer.aenqueue_many_tx(conn, tasks)`", EnqueueError
+        )
+        _check_iterable(tasks, is_async=False)
+        read = TxTasks(self._open_core(), tasks)
+        self._write(conn, read, notify)
+        return EnqueuedMany(read.answer())
 
     def close(self) -> None:
         """Finish what is under way and close the connections. A second call does nothing."""
@@ -192,6 +254,49 @@ class Producer:
             pump.cancel()
             await asyncio.wait([pump])
 
+    async def aenqueue_tx(self, conn: object, task: Task, *, notify: bool = False) -> Enqueued:
+        """As ``enqueue_tx``, on an async connection. Cancelled while the statement is under way, your driver decides.
+
+        Args:
+            conn: a psycopg 3 ``AsyncConnection``, an asyncpg ``Connection`` (or what its pool gives), or a SQLAlchemy 2
+                ``AsyncConnection`` or ``AsyncSession`` over one of them.
+            task: as for ``enqueue_tx``.
+            notify: as for ``enqueue_tx``.
+
+        Raises:
+            EnqueueError, PayloadError, TypeError, SchemaError, ConnectionLost, DatabaseError, Exception: as ``enqueue_tx``.
+        """
+        _check_task(task)
+        tasks = TxTasks.one(self._open_core(), task)
+        await self._awrite(conn, tasks, notify)
+        return Enqueued(*tasks.answer().get(0))
+
+    async def aenqueue_many_tx(
+        self, conn: object, tasks: Iterable[Task] | AsyncIterable[Task], *, notify: bool = False
+    ) -> Sequence[Enqueued]:
+        """As ``enqueue_many_tx``, on an async connection as ``aenqueue_tx`` takes it.
+
+        Args:
+            conn: as for ``aenqueue_tx``.
+            tasks: iterated in a thread; an async iterable on this loop.
+            notify: as for ``enqueue_tx``.
+
+        Raises:
+            EnqueueError, PayloadError, TypeError, SchemaError, ConnectionLost, DatabaseError, Exception: as ``enqueue_many_tx``.
+        """
+        _check_iterable(tasks)
+        core = self._open_core()
+        if isinstance(tasks, AsyncIterable):
+            tasks = [task async for task in tasks]
+        switch = Switch(tasks)
+        try:
+            read = await asyncio.to_thread(TxTasks, core, switch)
+        except asyncio.CancelledError:
+            switch.switch_off()
+            raise
+        await self._awrite(conn, read, notify)
+        return EnqueuedMany(read.answer())
+
     async def aclose(self) -> None:
         """As ``close``, without making the event loop wait."""
         await asyncio.to_thread(self.close)
@@ -209,6 +314,25 @@ class Producer:
     def stats(self) -> Mapping[str, float]:
         """Counters since it was made: enqueued, flights, statements, commits and more."""
         return self._core.stats()
+
+    def _write(self, conn: object, tasks: TxTasks, notify: object) -> None:
+        call = self._new_write(tasks, notify)
+        session = _tx.find_session(conn)
+        if len(tasks):
+            _tx.run(session, call)
+            call.announce(session, self._core)
+
+    async def _awrite(self, conn: object, tasks: TxTasks, notify: object) -> None:
+        call = self._new_write(tasks, notify)
+        session = await _tx.find_async_session(conn)
+        if len(tasks):
+            await _tx.arun(session, call)
+            call.announce(session, self._core)
+
+    def _new_write(self, tasks: TxTasks, notify: object) -> _tx.Write:
+        if not isinstance(notify, bool):
+            raise SettingsError(f"notify is {notify!r}, but must be True or False")
+        return _tx.Write(tasks, self._settings.schema, self._known, notify=notify)
 
     def _open_core(self) -> ProducerCore:
         if self._is_closed:
@@ -251,8 +375,8 @@ def _check_task(task: object) -> None:
         raise TypeError(f"a fastq.Task is wanted, not {type(task).__name__}: {task!r:.100}")
 
 
-def _check_iterable(tasks: object) -> None:
-    if isinstance(tasks, Task) or not isinstance(tasks, Iterable | AsyncIterable):
+def _check_iterable(tasks: object, *, is_async: bool = True) -> None:
+    if isinstance(tasks, Task) or not isinstance(tasks, Iterable | AsyncIterable if is_async else Iterable):
         raise TypeError(f"an iterable of fastq.Task is wanted, not {type(tasks).__name__}")
 
 

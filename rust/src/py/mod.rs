@@ -8,6 +8,7 @@ mod mailbox;
 mod producer;
 mod task;
 mod task_in;
+mod tx;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -66,6 +67,9 @@ mod _core {
 
     #[pymodule_export]
     use super::task::TaskInfo;
+
+    #[pymodule_export]
+    use super::tx::TxTasks;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python's name")]

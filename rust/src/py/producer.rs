@@ -58,6 +58,13 @@ impl ProducerSettings {
 #[pyclass(frozen, module = "fastq._core")]
 pub(crate) struct EnqueuedIds(ids::EnqueuedIds);
 
+impl EnqueuedIds {
+    /// Wraps the engine's.
+    pub(crate) fn new(ids: ids::EnqueuedIds) -> Self {
+        Self(ids)
+    }
+}
+
 #[pymethods]
 impl EnqueuedIds {
     fn __len__(&self) -> usize {
@@ -152,6 +159,10 @@ impl ProducerCore {
         Ok(list)
     }
 
+    fn wake(&self, py: Python<'_>, lanes: Vec<i32>, witness: Option<i64>) -> PyResult<()> {
+        self.inner.wake(lanes, witness).or_raise(py)
+    }
+
     #[allow(clippy::type_complexity, reason = "the stub's own type")]
     fn watch(&self, py: Python<'_>, seconds: f64) -> (Vec<(u8, String, String)>, usize, bool) {
         // As threads wait: less than nothing is nothing.
@@ -182,6 +193,11 @@ impl ProducerCore {
 }
 
 impl ProducerCore {
+    /// The engine's producer.
+    pub(crate) fn inner(&self) -> &Producer {
+        &self.inner
+    }
+
     fn mailbox(&self, number: u64) -> PyResult<Arc<Mailbox>> {
         let found = self.mailboxes.lock().1.get(&number).cloned();
         found.ok_or_else(|| PyValueError::new_err(format!("there is no mailbox {number}")))
@@ -204,7 +220,7 @@ fn wait_for_answer(py: Python<'_>, waiter: &Waiter) -> PyResult<Answer> {
     Ok(answer)
 }
 
-fn raise(py: Python<'_>, refused: Refused) -> PyErr {
+pub(crate) fn raise(py: Python<'_>, refused: Refused) -> PyErr {
     match refused {
         Refused::Engine(e) => to_py(py, &e),
         Refused::Python(e) => e,

@@ -250,7 +250,7 @@ impl Ready {
 }
 
 /// The tasks of each group, in the order of its rows.
-fn tasks_by_group(batch: &Batch) -> Vec<Vec<usize>> {
+pub(super) fn tasks_by_group(batch: &Batch) -> Vec<Vec<usize>> {
     let mut tasks: Vec<_> = batch.groups.iter().map(|group| Vec::with_capacity(group.len)).collect();
     for task in 0..batch.len {
         tasks[batch.order.get(task).map_or(0, |&at| at as usize)].push(task);
@@ -259,7 +259,7 @@ fn tasks_by_group(batch: &Batch) -> Vec<Vec<usize>> {
 }
 
 /// Ids that ascend, as runs.
-fn runs_of(ids: impl Iterator<Item = i64>) -> Vec<Run> {
+pub(super) fn runs_of(ids: impl Iterator<Item = i64>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for id in ids {
         match runs.last_mut() {

@@ -113,12 +113,19 @@ pub struct Chunk {
 pub struct Chunker {
     chunks: Vec<Chunk>,
     bytes: usize,
+    is_cut: bool,
 }
 
 impl Chunker {
     /// Nothing cut yet.
     pub fn new() -> Self {
-        Self { chunks: Vec::new(), bytes: 0 }
+        Self { chunks: Vec::new(), bytes: 0, is_cut: false }
+    }
+
+    /// The next task starts a chunk of its own.
+    pub fn cut(&mut self) {
+        self.close();
+        self.is_cut = true;
     }
 
     /// Adds the next task.
@@ -126,7 +133,8 @@ impl Chunker {
         let bytes = self.bytes + payload;
         match self.chunks.last_mut() {
             Some(c)
-                if c.hi + 1 == id
+                if !self.is_cut
+                    && c.hi + 1 == id
                     && (c.lane, c.max_attempts) == (lane, max_attempts)
                     && id - c.lo < CHUNK_TASKS
                     && bytes <= CHUNK_BYTES =>
@@ -136,6 +144,7 @@ impl Chunker {
             }
             _ => {
                 self.close();
+                self.is_cut = false;
                 self.chunks.push(Chunk { lane, max_attempts, task_bytes: 0, lo: id, hi: id });
                 self.bytes = payload;
             }

@@ -13,6 +13,7 @@
 //! | `keep` | the batches of an open transaction, for sending it again |
 //! | `tokens` | idempotency tokens, always taken in one order |
 //! | `witness` | what became of a commit whose answer was lost |
+//! | [`tx`], [`lend`] | tasks for a transaction on the user's own connection; ids and lanes for them |
 //! | `notify` | waking consumers, seldom |
 //! | `shared` | connections, reserved ids, known lanes, counters |
 //! | [`answer`] | how an answer comes back |
@@ -24,6 +25,7 @@ mod flight;
 mod handoff;
 pub mod ids;
 mod keep;
+pub mod lend;
 mod notify;
 mod parking;
 mod shared;
@@ -31,8 +33,10 @@ mod single;
 mod stream;
 pub mod task;
 mod tokens;
+pub mod tx;
 mod witness;
 
+use std::pin::Pin;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -50,6 +54,7 @@ use crate::engine::service;
 use answer::Reply;
 use handoff::Ending;
 pub use handoff::Handoff;
+pub use notify::LANES as NOTIFY_LANES;
 use shared::Shared;
 pub use shared::{Settings, Stats};
 use single::{Inbox, Unit};
@@ -75,9 +80,17 @@ pub struct Producer {
     is_closed: AtomicBool,
 }
 
+/// What the I/O thread is asked to do beside single enqueues.
+enum Command {
+    /// Serve a stream.
+    Stream(Ending),
+    /// Anything else; it answers by itself.
+    Run(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
 #[derive(Debug)]
 struct Running {
-    streams: mpsc::UnboundedSender<Ending>,
+    commands: mpsc::UnboundedSender<Command>,
     thread: JoinHandle<()>,
 }
 
@@ -96,6 +109,11 @@ impl Producer {
     /// All that it was told.
     pub fn settings(&self) -> &Settings {
         &self.shared.settings
+    }
+
+    /// The schema's name.
+    pub fn schema(&self) -> &str {
+        &self.shared.target.statements.schema
     }
 
     /// Counters since the start.
@@ -136,7 +154,8 @@ impl Producer {
     /// Begins a stream.
     pub fn stream(&self) -> Result<Arc<Handoff>> {
         let handoff = Arc::new(Handoff::default());
-        self.start(|running| running.streams.send(Ending::new(Arc::clone(&handoff))))?.map_err(|_| closed())?;
+        self.start(|running| running.commands.send(Command::Stream(Ending::new(Arc::clone(&handoff)))))?
+            .map_err(|_| closed())?;
         Ok(handoff)
     }
 
@@ -149,13 +168,13 @@ impl Producer {
             if self.is_closed.load(Ordering::Relaxed) {
                 return Err(closed());
             }
-            let (streams, commands) = mpsc::unbounded_channel();
+            let (sender, commands) = mpsc::unbounded_channel();
             let (shared, inbox) = (Arc::clone(&self.shared), Arc::clone(&self.inbox));
             let main = move || run(shared, inbox, commands);
             let inbox = Arc::clone(&self.inbox);
             let thread = service::spawn("fastq-io", Arc::clone(self.outbox()), main, move |_| inbox.end())?;
             self.pid.store(process::id(), Ordering::Relaxed);
-            *running = Some(Running { streams, thread });
+            *running = Some(Running { commands: sender, thread });
         }
         let running = running.as_ref().ok_or_else(closed)?;
         Ok(then(running))
@@ -188,13 +207,14 @@ fn closed() -> Error {
 }
 
 /// The I/O thread's life.
-async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, mut commands: mpsc::UnboundedReceiver<Ending>) {
+async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let mut singles = tokio::spawn(single::run(Arc::clone(&shared), Arc::clone(&inbox)));
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(ending) => drop(streams.spawn(stream::run(Arc::clone(&shared), ending))),
+                Some(Command::Stream(ending)) => drop(streams.spawn(stream::run(Arc::clone(&shared), ending))),
+                Some(Command::Run(work)) => drop(streams.spawn(work)),
                 None => break,
             },
             Some(_) = streams.join_next() => {}

@@ -16,7 +16,7 @@ use crate::engine::sql;
 /// At most one notification in this many microseconds and process (storage.md, rule 9).
 const INTERVAL_US: u64 = 5_000;
 /// Lanes in one notification: PostgreSQL takes less than 8,000 bytes, and an `integer` has at most 11 characters and a comma.
-const LANES: usize = 600;
+pub const LANES: usize = 600;
 
 /// When the process last notified: microseconds after its first, plus [`INTERVAL_US`].
 static LAST_US: AtomicU64 = AtomicU64::new(0);

@@ -215,7 +215,7 @@ impl Shared {
     }
 
     /// Runs a named statement that may be repeated on the direct connection, again after a reconnect until `deadline`.
-    async fn ask(&self, deadline: Instant, name: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+    pub(super) async fn ask(&self, deadline: Instant, name: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         let mut backoff = Backoff::default();
         loop {
             let link = self.direct.get(self, deadline).await?;
