@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
+import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import fastq
 from tests.support.waiting import wait_until
@@ -141,3 +145,28 @@ def test_quickstart_script(document: Document, dsn: str, migrated: str) -> None:
     # In bulk, once for the token, two delayed ones, and one from async code.
     assert sum(counts["email:send"].values()) - counts["email:send"]["scheduled"] == 10_000 + 30_000 + 1 + 2 + 1
     assert counts["email:send"]["scheduled"] == 2
+
+
+# What a Django project has in its settings.
+_DJANGO = """
+import django.conf
+django.conf.settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", **__import__("json").loads(%r)}})
+"""
+
+
+@pytest.mark.parametrize("document", ["docs/transactions.md"], indirect=True)
+def test_transactions(document: Document, dsn: str, migrated: str, db: psycopg.Connection) -> None:
+    words = conninfo_to_dict(dsn)
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    database = json.dumps({name: words.get(word) or "" for name, word in names.items()})
+    # A URI, which all of the drivers understand; the page's own table is looked up in the test's schema.
+    query = urlencode({"host": words["host"], "port": words.get("port") or 5432})
+    login = quote(str(words["user"])) + (f":{quote(str(words['password']))}" if words.get("password") else "")
+    document.env["FASTQ_DSN"] = f"postgresql://{login}@/{words['dbname']}?{query}"
+    db.execute(f'CREATE TABLE "{migrated}".orders (id int)'.encode())
+    script = document.script.replace("INTO orders", f'INTO \\"{migrated}\\".orders')
+    printed = document.python("-W", "error", "-", text=_DJANGO % database + script)
+    assert printed.strip() == "task 1 is new: True"
+    assert [id_ for (id_,) in db.execute("SELECT id FROM orders ORDER BY id").fetchall()] == [17, 18, 19, 20, 21]
+    with fastq.Client(dsn, schema=migrated) as client:
+        assert client.counts()["pending"] == 2_000 + 4

@@ -344,12 +344,9 @@ def test_asyncpgs_codecs_records_and_settings_do_not_matter(
 
 
 def _cancel(user: User, call: Callable[[], Any], is_waiting: Callable[[], bool]) -> None:
-    async def look() -> bool:
-        return await asyncio.to_thread(is_waiting)
-
     async def run() -> None:
         task = asyncio.ensure_future(call())
-        await wait_until_async(look)
+        await wait_until_async(is_waiting)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

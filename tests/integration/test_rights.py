@@ -161,6 +161,17 @@ def test_a_client_with_a_workers_rights_changes_tasks(roles: Roles, migrated: st
 # --- a producer ----------------------------------------------------------------------------------
 
 
+def test_a_producer_enqueues_in_its_own_transaction(roles: Roles, migrated: str, db: psycopg.Connection) -> None:
+    _, dsn = roles.new("producer")
+    tasks = [Task("t", idempotency_token=str(n % 900), delay=60 if n % 3 else None) for n in range(1_000)]
+    with Producer(dsn, schema=migrated) as producer, psycopg.connect(dsn) as connection:
+        producer.enqueue_tx(connection, Task("t", idempotency_token="5"), notify=True)
+        answers = producer.enqueue_many_tx(connection, tasks, notify=True)
+        connection.commit()
+    assert [answer.is_new for answer in answers].count(False) == 101
+    assert db.execute("SELECT count(*) FROM token").fetchone() == (900,)
+
+
 def test_a_producer_enqueues_in_every_way(roles: Roles, migrated: str, db: psycopg.Connection) -> None:
     _, dsn = roles.new("producer")
     with Producer(dsn, schema=migrated) as producer:
