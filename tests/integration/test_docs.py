@@ -149,8 +149,10 @@ def test_quickstart_script(document: Document, dsn: str, migrated: str) -> None:
 
 # What a Django project has in its settings.
 _DJANGO = """
+import django
 import django.conf
 django.conf.settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", **__import__("json").loads(%r)}})
+django.setup()
 """
 
 
@@ -165,7 +167,7 @@ def test_transactions(document: Document, dsn: str, migrated: str, db: psycopg.C
     document.env["FASTQ_DSN"] = f"postgresql://{login}@/{words['dbname']}?{query}"
     db.execute(f'CREATE TABLE "{migrated}".orders (id int)'.encode())
     script = document.script.replace("INTO orders", f'INTO \\"{migrated}\\".orders')
-    printed = document.python("-W", "error", "-", text=_DJANGO % database + script)
+    printed = document.python("-W", "error", "-", text=f"{_DJANGO % database}{script}\nconnection.close()")
     assert printed.strip() == "task 1 is new: True"
     assert [id_ for (id_,) in db.execute("SELECT id FROM orders ORDER BY id").fetchall()] == [17, 18, 19, 20, 21]
     with fastq.Client(dsn, schema=migrated) as client:

@@ -118,7 +118,9 @@ def _notify(tasks: TxTasks) -> Steps:
 
 
 def _restless() -> EnqueueError:
-    return EnqueueError("idempotency tokens were taken and freed by others faster than they could be read")
+    return EnqueueError(
+        "idempotency tokens were taken and freed by others faster than they could be read: roll your transaction back and run it again"
+    )
 
 
 __all__ = ["UNDO", "Command", "Copy", "Number", "Query", "Step", "Steps", "after", "write"]

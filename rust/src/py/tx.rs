@@ -110,7 +110,11 @@ impl TxTasks {
 
     #[allow(clippy::needless_pass_by_value, reason = "Python's lists become vectors")]
     fn found(&self, py: Python<'_>, number: usize, places: Vec<i64>, ids: Vec<i64>) -> PyResult<()> {
-        self.tasks.lock().found(number, &places, &ids).or_raise(py)
+        let found = self.tasks.lock().found(number, &places, &ids);
+        if found.is_err() {
+            self.forget_ids();
+        }
+        found.or_raise(py)
     }
 
     fn write_small(&self, is_first: bool) -> tx::Params {

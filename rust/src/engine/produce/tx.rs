@@ -168,7 +168,7 @@ impl TxTasks {
             if self.ids[task] == id {
                 return Err(Error::new(
                     Kind::Enqueue,
-                    "the ids that the database handed out are taken: it went back in time",
+                    "the ids that the database handed out are taken: it went back in time; roll your transaction back and run it again",
                 ));
             }
             self.holders[task] = id;
