@@ -50,6 +50,8 @@ async def from_async_code(producer: Producer) -> None:
     async def tasks() -> AsyncIterator[Task]:
         yield Task("t")
 
+    assert_type(await producer.aenqueue_tx(object(), Task("t")), Enqueued)
+    assert_type(await producer.aenqueue_many_tx(object(), tasks(), notify=False), Sequence[Enqueued])
     assert_type(await producer.aenqueue_many(tasks(), commit_every=10), Sequence[Enqueued])
     async with producer as entered:
         assert_type(entered, Producer)
@@ -59,6 +61,8 @@ def parts(producer: Producer, client: Client) -> None:
     id_, is_new = producer.enqueue(Task("t", {"a": 1}, delay=timedelta(minutes=1)))
     assert_type(id_, int)
     assert_type(is_new, bool)
+    assert_type(producer.enqueue_tx(object(), Task("t"), notify=True), Enqueued)
+    assert_type(producer.enqueue_many_tx(object(), [Task("t")]), Sequence[Enqueued])
     results = producer.enqueue_many(Task("t") for _ in range(3))
     assert_type(results[0], Enqueued)
     assert_type(results[1:], Sequence[Enqueued])

@@ -257,7 +257,9 @@ impl TxTasks {
         let blocks = if chunks.is_empty() { Vec::new() } else { blocks.finish() };
         for some in chunks.chunks(SLICE) {
             let mut columns = Columns::new(self.leaf);
-            some.iter().for_each(|chunk| columns.put_chunk(chunk));
+            for chunk in some {
+                columns.put_chunk(chunk);
+            }
             statements.push(columns.finish());
         }
         (blocks, statements)
@@ -292,7 +294,9 @@ impl TxTasks {
         }
         let mut ids = EnqueuedIds::default();
         if self.batch.tokens.is_empty() {
-            runs_of(self.ids.iter().copied()).into_iter().for_each(|run| ids.push_run(run));
+            for run in runs_of(self.ids.iter().copied()) {
+                ids.push_run(run);
+            }
         } else {
             for (&id, &holder) in self.ids.iter().zip(&holders) {
                 if holder == 0 { ids.push(id, true) } else { ids.push(holder, false) }
@@ -349,7 +353,9 @@ impl Columns {
 
     fn take(&mut self, tasks: &TxTasks, asked: &[usize]) {
         [self.texts[TYPES], self.texts[TOKENS]] = tasks.token_params(asked);
-        asked.iter().for_each(|&n| add(&mut self.texts[TOKEN_IDS], tasks.ids[tasks.task_at(n)]));
+        for &n in asked {
+            add(&mut self.texts[TOKEN_IDS], tasks.ids[tasks.task_at(n)]);
+        }
     }
 
     fn put(&mut self, start: usize, content: Content, format: i8, payload: &[u8]) {
