@@ -104,6 +104,19 @@ async def _begin_nested(session: Any) -> Any:
     return await session.begin_nested()
 
 
+@_kinds([SqlAlchemySessionUser])
+def test_a_sessions_savepoint_that_is_rolled_back_takes_no_wake_up_with_it(
+    user: User, listener: psycopg.Connection
+) -> None:
+    user.enqueue(Task("a"))
+    nested = user.do(user.connection.begin_nested)  # type: ignore[attr-defined]
+    user.enqueue(Task("b"))
+    user.do(nested.rollback)
+    assert not _hears(listener, 0.2)
+    user.commit()
+    assert _hears(listener, 10)
+
+
 @_kinds(_UNHOOKED)
 def test_without_a_hook_nobody_is_told_unless_it_is_asked_for(user: User, listener: psycopg.Connection) -> None:
     user.enqueue(Task("a"))

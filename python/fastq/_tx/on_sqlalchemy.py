@@ -40,13 +40,18 @@ class _Waker:
     def about_to_commit(self, connection: Any) -> None:  # noqa: ARG002 - the event's argument
         self.take(is_committed=False)
 
-    def after_commit(self, session: Any) -> None:
-        # The event comes for savepoints, too.
+    def rolled_back(self, connection: Any) -> None:  # noqa: ARG002 - the event's argument
+        self._pending.clear()
+
+    # A session's events come for its savepoints, too.
+
+    def session_committed(self, session: Any) -> None:
         if not session.in_nested_transaction():
             self.take(is_committed=True)
 
-    def forget(self, target: Any) -> None:  # noqa: ARG002 - the event's argument
-        self._pending.clear()
+    def session_rolled_back(self, session: Any) -> None:
+        if not session.in_nested_transaction():
+            self._pending.clear()
 
 
 _wakers: WeakKeyDictionary[Any, _Waker] = WeakKeyDictionary()
@@ -59,11 +64,11 @@ def _waker_of(target: Any, *, is_session: bool) -> _Waker:
         # Loaded: the target is of that package.
         listen = sys.modules["sqlalchemy"].event.listen
         if is_session:
-            listen(target, "after_commit", waker.after_commit)
-            listen(target, "after_rollback", waker.forget)
+            listen(target, "after_commit", waker.session_committed)
+            listen(target, "after_rollback", waker.session_rolled_back)
         else:
             listen(target, "commit", waker.about_to_commit)
-            listen(target, "rollback", waker.forget)
+            listen(target, "rollback", waker.rolled_back)
     return waker
 
 
