@@ -131,8 +131,9 @@ class Database:
     ) -> None:
         _render("", schema)
         self.schema = schema
-        self._connection = _connect(dsn, connect_timeout)
-        self._connection.limit = statement_timeout
+        connection = _connect(dsn, connect_timeout)
+        connection.limit = statement_timeout
+        self._connection: psycopg.Connection[Row] = connection
 
     def query(self, name: str, *params: object) -> list[Row]:
         """Run the statement of that name with parameters ``$1``, ``$2``, ... and return its rows.
