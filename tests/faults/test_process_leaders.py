@@ -58,12 +58,20 @@ CREATE TRIGGER note AFTER INSERT ON done FOR EACH ROW EXECUTE FUNCTION note_end(
 """
 #: Seconds; short, so that leaves are opened and emptied all the time.
 _RETENTION: Final = 2.0
+#: Trials of which some put the old leader to the test.
+_MANY: Final = 8
 
 
-def test_upkeep_of_a_leader_that_was_stopped_past_its_lease_changes_nothing(trials: Trials) -> None:
-    trials.run(
-        "two leaders: the old one's statements of its term, which changed nothing", _two_leaders, unit="statements"
-    )
+def test_upkeep_of_a_leader_that_was_stopped_past_its_lease_changes_nothing(trials: Trials, repeats: int) -> None:
+    sent: list[float] = []
+
+    def trial(trial: Trial) -> float:
+        sent.append(_two_leaders(trial))
+        return sent[-1]
+
+    trials.run("two leaders: the old one's statements of its term, which changed nothing", trial, unit="statements")
+    # In a single one it may have learnt of its end first: a heartbeat was due.
+    assert repeats < _MANY or sum(late > 0 for late in sent) >= repeats / 4, f"the old leaders sent too little: {sent}"
 
 
 def _two_leaders(trial: Trial) -> float:
@@ -123,7 +131,6 @@ def _two_leaders(trial: Trial) -> float:
     assert {who for _, who in terms} == {1, 2}
     assert [who for _, who in terms] == sorted(who for _, who in terms), terms
     late: int = lab.value("SELECT count(*) FROM asked WHERE who = 1 AND leader_pid = %s", new.pid)
-    assert late > 0 or not is_amid, "the old leader sent nothing in its term any more: it was not put to the test"
     return float(late)
 
 

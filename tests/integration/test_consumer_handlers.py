@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -222,6 +224,40 @@ def test_payloads_that_a_handler_can_not_use_are_failures(
     consumer.start()
     wait_for_states(db, {"failed": 1})
     assert [error for _, error, _ in errors(db)] == ["KeyError: 'missing'"]
+
+
+def test_a_look_at_the_payload_lets_no_other_thread_run(producer: Producer, make: Make, db: psycopg.Connection) -> None:
+    """Else another one would begin its task there, and a worker that is stopped then has two that are neither claimed nor running."""
+    turns = 0
+    between: set[int] = set()
+    over = threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not over.is_set():
+            turns += 1
+            time.sleep(0)
+
+    def handle(task: TaskInfo) -> None:
+        before = turns
+        assert task.payload == {"a": 1}
+        between.add(turns - before)
+
+    consumer = make(concurrency=1)
+    consumer.handler("t")(handle)
+    producer.enqueue_many(Task("t", {"a": 1}, max_attempts=1) for _ in range(5_000))
+    other = threading.Thread(target=take_turns)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        other.start()
+        consumer.start()
+        wait_for_states(db, {"completed": 5_000})
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        other.join()
+    assert between == {0}
 
 
 # --- what is taken ---------------------------------------------------------------------------------

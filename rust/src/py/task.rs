@@ -1,9 +1,8 @@
 //! `TaskInfo`: a claimed task as its handler sees it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyString, PyTzInfo};
 
 use crate::engine::consume::Shared;
@@ -16,12 +15,13 @@ pub(crate) struct TaskInfo {
     /// The run's number on an event loop; 0 on a thread.
     pub(crate) run: u64,
     pub(crate) shared: Arc<Shared>,
-    payload: PyOnceLock<Py<PyAny>>,
+    /// Decoded at the first look. Not in `PyOnceLock`, which lets other threads run for a moment: one more handler was begun.
+    payload: OnceLock<Py<PyAny>>,
 }
 
 impl TaskInfo {
     pub(crate) fn new(task: Task, run: u64, shared: &Arc<Shared>) -> Self {
-        Self { task, run, shared: Arc::clone(shared), payload: PyOnceLock::new() }
+        Self { task, run, shared: Arc::clone(shared), payload: OnceLock::new() }
     }
 }
 
@@ -44,20 +44,22 @@ impl TaskInfo {
 
     #[getter]
     fn payload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let decode = || -> PyResult<Py<PyAny>> {
-            if !self.task.is_json() {
-                return Ok(PyBytes::new(py, self.task.payload()).into_any().unbind());
-            }
-            let bytes = self.task.payload();
+        if let Some(known) = self.payload.get() {
+            return Ok(known.bind(py).clone());
+        }
+        let bytes = self.task.payload();
+        let value = if self.task.is_json() {
             let parse = jiter::PythonParse {
                 allow_inf_nan: false,
                 cache_mode: jiter::StringCacheMode::Keys,
                 ..Default::default()
             };
-            let value = parse.python_parse(py, bytes).map_err(|e| jiter::map_json_error(bytes, &e))?;
-            Ok(value.unbind())
+            parse.python_parse(py, bytes).map_err(|e| jiter::map_json_error(bytes, &e))?
+        } else {
+            PyBytes::new(py, bytes).into_any()
         };
-        Ok(self.payload.get_or_try_init(py, decode)?.bind(py).clone())
+        // Of two threads that looked at once, the first has decoded what both get.
+        Ok(self.payload.get_or_init(|| value.unbind()).bind(py).clone())
     }
 
     #[getter]
