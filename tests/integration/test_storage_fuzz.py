@@ -217,7 +217,7 @@ def kill(world: World) -> None:
     """Ends a connection, and the next one once that has been replaced."""
     session, rnd = Session(world.dsn, world.schema), world.rnd("killer")
     while not world.over.is_set():
-        who = rnd.choice([name for name in world.pids if name != "producer"] or [""])
+        who = rnd.choice([name for name in list(world.pids) if name != "producer"] or [""])
         if pid := world.pids.get(who):
             session.sql("SELECT pg_terminate_backend($1::integer)", pid)
             world.seen["kills"] += 1
