@@ -97,13 +97,11 @@ class Engine:
         settings: ConsumerSettings,
         handlers: list[Callable[[TaskInfo], object] | None],
         on_error: Callable[[TaskInfo, BaseException], tuple[bool, float | None, str, str]],
-        set_current: Callable[[TaskInfo | None], object],
     ) -> Self:
         """Make one that is not started.
 
         ``handlers``: one for each of settings.types, None where it is async. ``on_error`` says whether the
         attempt is a snooze, gives the delay in seconds (None: failed for good), the error's text and its traceback.
-        ``set_current`` is called on a handler's thread with the task that starts there, and with None when none does.
         """
     def start(self) -> None:
         """Connect, check the schema, register, and start. Raises DatabaseError, SchemaError or SettingsError."""

@@ -16,7 +16,6 @@ from fastq._dispatch import Dispatcher, Handler, LoopThread
 from fastq._engine import Engine, TaskInfo
 from fastq._lifetime import Bell, News, Steps, drive
 from fastq._threads import Housekeeper, emit_rest
-from fastq.context import CURRENT
 from fastq.errors import ConsumerError
 from fastq.outcome import FailureHandler
 from fastq.settings import ConsumerSettings
@@ -55,7 +54,7 @@ class Running:
         *,
         own_loop: bool,
     ) -> None:
-        self.engine = Engine(settings, sync_handlers, on_error, CURRENT.set)
+        self.engine = Engine(settings, sync_handlers, on_error)
         self.pid = os.getpid()
         self.own_loop = own_loop
         self.bell = Bell()

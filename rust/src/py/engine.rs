@@ -98,8 +98,6 @@ pub(crate) struct Engine {
     handlers: Vec<Option<Py<PyAny>>>,
     on_error: Py<PyAny>,
     copy_context: Py<PyAny>,
-    /// Sets the context's current task.
-    set_current: Py<PyAny>,
     shared: Mutex<Option<Arc<Shared>>>,
     pid: u32,
 }
@@ -124,8 +122,6 @@ impl Engine {
     /// Calls a sync handler in a fresh context. Whatever goes wrong becomes an outcome: a thread that left early would keep its slot.
     fn call(&self, py: Python<'_>, handler: &Py<PyAny>, task: Task, shared: &Arc<Shared>) -> Outcome {
         let called = Py::new(py, TaskInfo::new(task, 0, shared)).and_then(|info| {
-            // In the thread's own context, which the handler gets a copy of.
-            self.set_current.call1(py, (&info,))?;
             let context = self.copy_context.call0(py)?;
             let returned = context.call_method1(py, pyo3::intern!(py, "run"), (handler, &info)).and_then(|value| {
                 // A sync function around a coroutine function: nothing has run.
@@ -140,11 +136,7 @@ impl Engine {
         match called {
             Ok(Ok(())) => Outcome::Completed,
             Ok(Err(outcome)) => outcome,
-            Err(e) => Outcome::Failed(Box::new(Failure {
-                delay: Some(UNCALLED_S),
-                error: clean(format!("the handler could not be called: {e}")),
-                traceback: String::new(),
-            })),
+            Err(e) => failed(Some(UNCALLED_S), format!("the handler could not be called: {e}")),
         }
     }
 
@@ -153,11 +145,7 @@ impl Engine {
         let judged = self.on_error.call1(py, (info, error.into_value(py))).and_then(|r| r.extract::<Verdict>(py));
         match judged {
             Ok(verdict) => outcome(verdict),
-            Err(e) => Outcome::Failed(Box::new(Failure {
-                delay: None,
-                error: clean(format!("the error handler failed: {e}")),
-                traceback: String::new(),
-            })),
+            Err(e) => failed(None, format!("the error handler failed: {e}")),
         }
     }
 }
@@ -170,6 +158,11 @@ fn outcome((is_snooze, delay, error, traceback): Verdict) -> Outcome {
         Some(seconds) if is_snooze => Outcome::Snoozed(seconds),
         _ => Outcome::Failed(Box::new(Failure { delay, error: clean(error), traceback: clean(traceback) })),
     }
+}
+
+/// A failure that Python's rules could not be asked about.
+fn failed(delay: Option<f64>, error: String) -> Outcome {
+    outcome((false, delay, error, String::new()))
 }
 
 /// PostgreSQL's text holds no NUL.
@@ -185,12 +178,11 @@ impl Engine {
         settings: &Bound<'_, PyAny>,
         handlers: Vec<Option<Py<PyAny>>>,
         on_error: Py<PyAny>,
-        set_current: Py<PyAny>,
     ) -> PyResult<Self> {
         let settings = settings.extract::<ConsumerSettings>()?.into_settings().or_raise(py)?;
         let copy_context = py.import("contextvars")?.getattr("copy_context")?.unbind();
         let (shared, pid) = (Mutex::new(None), std::process::id());
-        Ok(Self { settings, handlers, on_error, copy_context, set_current, shared, pid })
+        Ok(Self { settings, handlers, on_error, copy_context, shared, pid })
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
@@ -214,11 +206,7 @@ impl Engine {
         let mut began = Moment::now();
         loop {
             let take = match shared.take(&slot, last.take(), began) {
-                Take::Empty => {
-                    // Nothing runs here: it must not keep the last task's chunk in memory.
-                    this.set_current.call1(py, (py.None(),))?;
-                    py.detach(|| shared.wait_for_work(&slot, IDLE))
-                }
+                Take::Empty => py.detach(|| shared.wait_for_work(&slot, IDLE)),
                 take => take,
             };
             let kind = match take {
@@ -271,11 +259,7 @@ impl Engine {
             let message = format!("the attempt took longer than its timeout of {} s", expired.timeout.as_secs_f64());
             let outcome = match Py::new(py, TaskInfo::new(expired.task.clone(), 0, &shared)) {
                 Ok(info) => this.judge(py, &info, pyo3::exceptions::PyTimeoutError::new_err(message)),
-                Err(_) => Outcome::Failed(Box::new(Failure {
-                    delay: Some(UNCALLED_S),
-                    error: message,
-                    traceback: String::new(),
-                })),
+                Err(_) => failed(Some(UNCALLED_S), message),
             };
             shared.end_expired(&expired, outcome);
         }

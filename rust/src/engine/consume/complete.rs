@@ -1,7 +1,7 @@
 //! The completer: stores what became of tasks. It never drops a result: it keeps trying through an outage, and looks up what is in doubt.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::engine::consume::books::Books;
 use crate::engine::consume::counters::Counters;
 use crate::engine::consume::outcomes::Ended;
 use crate::engine::consume::task::{Failure, Outcome};
-use crate::engine::consume::trouble::{Trouble, some_of};
+use crate::engine::consume::trouble::{Named, Trouble, some_of};
 use crate::engine::consume::{Phase, Shared};
 use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
@@ -32,8 +32,6 @@ const GATHER: Duration = Duration::from_millis(5);
 const PARKED: Duration = Duration::from_secs(30);
 /// How the error of such a result begins.
 const PLAIN: &str = "its failure could not be stored";
-/// Culprits that are remembered, so that each is named once.
-const NAMED: usize = 1_000;
 /// An abandoned engine goes on trying to store what it has for this share of its last time; the rest is for signing off.
 const LAST_TRIES: f64 = 0.5;
 
@@ -137,7 +135,7 @@ pub struct Completer<'a> {
     todo: Vec<(u32, Flush)>,
     parked: Vec<(Instant, u32, Flush)>,
     /// Tasks whose results could not be stored and that were named.
-    named: HashSet<i64>,
+    named: Named,
     trouble: Trouble,
 }
 
@@ -152,7 +150,7 @@ impl<'a> Completer<'a> {
             connected_before: false,
             todo: Vec::new(),
             parked: Vec::new(),
-            named: HashSet::new(),
+            named: Named::default(),
             trouble: Trouble::new("completer"),
         }
     }
@@ -294,10 +292,7 @@ impl<'a> Completer<'a> {
                 Outcome::Snoozed(delay) => (format!("its snooze could not be stored: SQLSTATE {code}"), Some(*delay)),
                 Outcome::GivenBack => (String::new(), None),
             };
-            if self.named.len() >= NAMED {
-                self.named.clear();
-            }
-            let level = if self.named.insert(id) { Level::Error } else { Level::Debug };
+            let level = self.named.level(id);
             self.shared.log(level, "completer", format!("the result of task {id} can't be stored: {error}"));
             let mut one = Flush { in_doubt, ..Flush::default() };
             if plain.is_empty() {

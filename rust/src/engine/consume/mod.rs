@@ -349,7 +349,7 @@ impl Shared {
         std::mem::take(&mut *self.expired.lock())
     }
 
-    /// Stores the failure of an attempt that ran out of time.
+    /// Stores what became of an attempt that ran out of time.
     pub fn end_expired(&self, expired: &Expired, outcome: Outcome) {
         let took_us = micros(Moment::now().since(expired.started));
         self.outcomes.push(Ended { holder: expired.task.holder(), took_us, outcome });

@@ -1,5 +1,6 @@
 //! Troubles that last: each kind said once when it begins, and once that all are over, whatever is tried in between.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 
 use crate::engine::consume::Shared;
@@ -30,6 +31,28 @@ impl Trouble {
         if self.said.end() {
             shared.log(Level::Info, self.part, message);
         }
+    }
+}
+
+/// Ids that are remembered, so that a culprit is named once, however often it comes again.
+const NAMED: usize = 1_000;
+
+/// Culprits that were named: tasks or consumers that a statement fails for.
+#[derive(Debug, Default)]
+pub struct Named(HashSet<i64>);
+
+impl Named {
+    /// Whether it is new here.
+    pub fn add(&mut self, id: i64) -> bool {
+        if self.0.len() >= NAMED {
+            self.0.clear();
+        }
+        self.0.insert(id)
+    }
+
+    /// How loudly to say it: each further time is for who looks at debug messages.
+    pub fn level(&mut self, id: i64) -> Level {
+        if self.add(id) { Level::Error } else { Level::Debug }
     }
 }
 

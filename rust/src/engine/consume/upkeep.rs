@@ -4,7 +4,7 @@
 mod rescue;
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::engine::consume::books::Books;
 use crate::engine::consume::control::seconds;
 use crate::engine::consume::counters::Counters;
 use crate::engine::consume::retain::Retention;
-use crate::engine::consume::trouble::Trouble;
+use crate::engine::consume::trouble::{Named, Trouble};
 use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
 use crate::engine::sql;
@@ -25,8 +25,6 @@ use rescue::Rescuer;
 const TICK: Duration = Duration::from_millis(500);
 /// Tasks in one promotion.
 const PROMOTE: i64 = 5_000;
-/// Culprits that are remembered, so that each is named once.
-const NAMED: usize = 1_000;
 /// A tick that took longer, or came later, breaks contact: what looked silent may have been us.
 const UNBROKEN: Duration = Duration::from_secs(2);
 /// The database's clock may run this much off ours between two ticks before contact is broken.
@@ -48,7 +46,7 @@ pub struct Upkeep<'a> {
     promote: i64,
     promotion_trouble: Trouble,
     /// Tasks that could not be made ready and that were named.
-    postponed: HashSet<i64>,
+    postponed: Named,
     /// Lanes with tasks made ready of which the others were not told yet.
     untold: BTreeSet<i32>,
     notify_trouble: Trouble,
@@ -105,7 +103,7 @@ impl<'a> Upkeep<'a> {
             retention_trouble: Trouble::new("leader"),
             promote: PROMOTE,
             promotion_trouble: Trouble::new("leader"),
-            postponed: HashSet::new(),
+            postponed: Named::default(),
             untold: BTreeSet::new(),
             notify_trouble: Trouble::new("leader"),
             seen: None,
@@ -311,11 +309,7 @@ impl<'a> Upkeep<'a> {
     }
 
     fn name_postponed(&mut self, id: i64, error: &Error) {
-        if self.postponed.len() >= NAMED {
-            self.postponed.clear();
-        }
-        // It comes again each minute.
-        let level = if self.postponed.insert(id) { Level::Error } else { Level::Debug };
+        let level = self.postponed.level(id);
         let message = format!("task {id} can't be made ready, and is put off for a minute: {error}");
         self.shared.log(level, "leader", message);
     }

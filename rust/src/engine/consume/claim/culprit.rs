@@ -1,17 +1,13 @@
 //! A claim that fails for what is in one row (content that can't be read, say): tried with fewer tasks, until the culprit is alone and can
 //! be set aside, so that it keeps nobody from being claimed.
 
-use std::collections::HashSet;
-
 use crate::engine::consume::claim::{Asked, Brought, Claimer};
 use crate::engine::consume::counters::Counters;
+use crate::engine::consume::trouble::Named;
 use crate::engine::error::{Error, Result};
-use crate::engine::logs::Level;
 
 /// Tasks set aside one right after the other. Beyond that it is no single row that is to blame: one more each time that a claim is tried.
 const IN_A_ROW: u32 = 3;
-/// Culprits that are remembered, so that each is named once.
-const NAMED: usize = 1_000;
 
 /// How far the search has come.
 #[derive(Debug)]
@@ -20,13 +16,13 @@ pub(super) struct Search {
     most: i64,
     /// Set aside since a claim worked.
     in_a_row: u32,
-    named: HashSet<i64>,
+    named: Named,
 }
 
 impl Search {
     /// Nothing is being looked for.
     pub(super) fn new() -> Self {
-        Self { most: i64::MAX, in_a_row: 0, named: HashSet::new() }
+        Self { most: i64::MAX, in_a_row: 0, named: Named::default() }
     }
 }
 
@@ -70,11 +66,7 @@ impl Claimer<'_> {
         let row = link.query_opt("set_aside_task", &[&asked.lanes, &asked.tracks, &asked.hints]).await?;
         // None: another has it now.
         let Some(id) = row.map(|row| row.get::<_, i64>(0)) else { return Ok(()) };
-        if self.search.named.len() >= NAMED {
-            self.search.named.clear();
-        }
-        // It comes again each minute.
-        let level = if self.search.named.insert(id) { Level::Error } else { Level::Debug };
+        let level = self.search.named.level(id);
         let message = format!("task {id} can't be claimed, and is put off for a minute: {error}");
         self.shared.log(level, "claimer", message);
         Ok(())

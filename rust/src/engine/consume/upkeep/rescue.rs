@@ -1,17 +1,16 @@
 //! The dead: they are declared so, their tasks are rescued, and at last they are forgotten. What a statement fails for is found by halves
 //! and set aside for a minute, so that one bad row keeps nobody's tasks from running again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
 
-use super::NAMED;
 use crate::engine::connect::Link;
 use crate::engine::consume::Shared;
 use crate::engine::consume::control::seconds;
 use crate::engine::consume::counters::Counters;
-use crate::engine::consume::trouble::some_of;
+use crate::engine::consume::trouble::{Named, some_of};
 use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
 use crate::engine::wire::IdSet;
@@ -39,18 +38,15 @@ struct Tally {
 #[derive(Debug, Default)]
 struct Aside {
     until: Vec<(Instant, i64)>,
-    named: HashSet<i64>,
+    named: Named,
 }
 
 impl Aside {
     /// Sets these aside; of them, those that were not named before.
     fn add(&mut self, ids: &[i64]) -> Vec<i64> {
-        if self.named.len() >= NAMED {
-            self.named.clear();
-        }
         let until = Instant::now() + SET_ASIDE;
         self.until.extend(ids.iter().map(|&id| (until, id)));
-        ids.iter().copied().filter(|&id| self.named.insert(id)).collect()
+        ids.iter().copied().filter(|&id| self.named.add(id)).collect()
     }
 
     /// Those whose time is over, which are no longer set aside.
