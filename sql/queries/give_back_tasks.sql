@@ -4,15 +4,17 @@
 WITH sent AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::int8multirange[]) AS s (no, ids)
 ), held AS MATERIALIZED (
-    SELECT no, lane, track, leaf, attempts, max_attempts, task_bytes, ids FROM fastq.claim
-     WHERE consumer = $1::bigint AND no = ANY ($2) ORDER BY no FOR NO KEY UPDATE
+    SELECT h.* FROM (SELECT DISTINCT no FROM sent ORDER BY no) s,
+           LATERAL (SELECT consumer, no, lane, track, leaf, attempts, max_attempts, task_bytes, ids FROM fastq.claim c
+                     WHERE c.consumer = $1::bigint AND c.no = s.no FOR NO KEY UPDATE) h
 ), moved AS MATERIALIZED (
-    SELECT h.*, h.ids * s.ids AS ok, h.ids - s.ids AS rest FROM held h JOIN sent s USING (no)
+    SELECT h.*, h.ids * s.ids AS ok, h.ids - s.ids AS rest,
+           CASE WHEN isempty(h.ids - s.ids) THEN 'none' WHEN isempty(h.ids * s.ids) THEN 'all' ELSE 'some' END AS stays
+      FROM held h JOIN sent s USING (no)
 ), emptied AS (
-    DELETE FROM fastq.claim WHERE consumer = $1 AND no = ANY (ARRAY (SELECT no FROM moved WHERE isempty(rest)))
+    DELETE FROM fastq.claim c USING moved m WHERE m.stays = 'none' AND c.consumer = ANY (ARRAY[m.consumer]) AND c.no = m.no
 ), shrunk AS (
-    UPDATE fastq.claim c SET ids = (SELECT m.rest FROM moved m WHERE m.no = c.no)
-     WHERE c.consumer = $1 AND c.no = ANY (ARRAY (SELECT no FROM moved WHERE NOT isempty(rest) AND NOT isempty(ok)))
+    UPDATE fastq.claim c SET ids = m.rest FROM moved m WHERE m.stays = 'some' AND c.consumer = ANY (ARRAY[m.consumer]) AND c.no = m.no
 ), kept AS (
     INSERT INTO fastq.ready (lane, track, leaf, attempts, max_attempts, task_bytes, lo, hi)
     SELECT m.lane, greatest(m.track, 1), m.leaf, m.attempts, m.max_attempts, m.task_bytes, lo, least(lo + 499, upper(r) - 1)

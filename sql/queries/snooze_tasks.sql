@@ -3,18 +3,18 @@
 WITH sent AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::double precision[]) AS s (no, id, delay)
 ), held AS MATERIALIZED (
-    SELECT no, lane, leaf, attempts, max_attempts, task_bytes, ids FROM fastq.claim
-     WHERE consumer = $1::bigint AND no = ANY ($2) ORDER BY no FOR NO KEY UPDATE
+    SELECT h.* FROM (SELECT DISTINCT no FROM sent ORDER BY no) s,
+           LATERAL (SELECT consumer, no, lane, leaf, attempts, max_attempts, task_bytes, ids FROM fastq.claim c
+                     WHERE c.consumer = $1::bigint AND c.no = s.no FOR NO KEY UPDATE) h
 ), ended AS MATERIALIZED (
     SELECT s.*, h.lane, h.leaf, h.attempts, h.max_attempts, h.task_bytes FROM sent s JOIN held h USING (no) WHERE h.ids @> s.id
 ), moved AS MATERIALIZED (
-    SELECT h.no, h.ids - e.ids AS rest
+    SELECT h.consumer, h.no, h.ids - e.ids AS rest, CASE WHEN isempty(h.ids - e.ids) THEN 'none' ELSE 'some' END AS stays
       FROM held h JOIN (SELECT no, range_agg(int8range(id, id, '[]')) AS ids FROM ended GROUP BY no) e USING (no)
 ), emptied AS (
-    DELETE FROM fastq.claim WHERE consumer = $1 AND no = ANY (ARRAY (SELECT no FROM moved WHERE isempty(rest)))
+    DELETE FROM fastq.claim c USING moved m WHERE m.stays = 'none' AND c.consumer = ANY (ARRAY[m.consumer]) AND c.no = m.no
 ), shrunk AS (
-    UPDATE fastq.claim c SET ids = (SELECT m.rest FROM moved m WHERE m.no = c.no)
-     WHERE c.consumer = $1 AND c.no = ANY (ARRAY (SELECT no FROM moved WHERE NOT isempty(rest)))
+    UPDATE fastq.claim c SET ids = m.rest FROM moved m WHERE m.stays = 'some' AND c.consumer = ANY (ARRAY[m.consumer]) AND c.no = m.no
 ), snoozed AS (
     INSERT INTO fastq.delayed (id, run_at, lane, leaf, attempts, max_attempts, task_bytes, kind)
     SELECT id, clock_timestamp() + delay * interval '1 second', lane, leaf, attempts, max_attempts, task_bytes, 'scheduled' FROM ended

@@ -71,8 +71,8 @@ GUARDS: Final = (
     _sql(
         "completion: decides on the locked row",
         "complete_tasks",
-        "ORDER BY no FOR NO KEY UPDATE",
-        "ORDER BY no",
+        "c.no = s.no FOR NO KEY UPDATE",
+        "c.no = s.no",
         _CLAIMS + "test_two_flushes_of_one_claim_both_count",
     ),
     _sql(
@@ -85,8 +85,8 @@ GUARDS: Final = (
     _sql(
         "failure: decides on the locked row",
         "fail_tasks",
-        "ORDER BY no FOR NO KEY UPDATE",
-        "ORDER BY no",
+        "c.no = s.no FOR NO KEY UPDATE",
+        "c.no = s.no",
         _FENCES + "test_two_flushes_of_failures_of_one_claim_both_count",
     ),
     _sql(
@@ -99,8 +99,8 @@ GUARDS: Final = (
     _sql(
         "snooze: decides on the locked row",
         "snooze_tasks",
-        "ORDER BY no FOR NO KEY UPDATE",
-        "ORDER BY no",
+        "c.no = s.no FOR NO KEY UPDATE",
+        "c.no = s.no",
         _FENCES + "test_a_snooze_that_waits_for_a_flush_of_its_claim_decides_on_what_that_left",
     ),
     _sql(
@@ -113,8 +113,8 @@ GUARDS: Final = (
     _sql(
         "give back: decides on the locked row",
         "give_back_tasks",
-        "ORDER BY no FOR NO KEY UPDATE",
-        "ORDER BY no",
+        "c.no = s.no FOR NO KEY UPDATE",
+        "c.no = s.no",
         _FENCES + "test_a_give_back_that_waits_for_a_flush_counts_for_the_rest",
     ),
     # --- what clients do to tasks ---
