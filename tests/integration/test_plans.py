@@ -278,6 +278,22 @@ def test_what_was_claimed_is_removed_by_hi(measured: Measured, stage: str) -> No
 
 
 @in_each_stage
+@pytest.mark.parametrize("name", ["complete_tasks", "fail_tasks", "give_back_tasks", "snooze_tasks"])
+def test_a_claim_is_looked_up_by_its_whole_key(measured: Measured, stage: str, name: str) -> None:
+    """By its consumer alone each dead claim is read, too: beside a held snapshot there are more every second."""
+    looked_up = [
+        " ".join(str(inner.get("Index Cond", "")) for inner, _ in nodes(node))
+        for node, _ in nodes(measured.plans[stage, name])
+        if relation(node) == "claim" and node["Node Type"] not in ("ModifyTable", "LockRows")
+    ]
+    # The lock, the deletion and the update.
+    assert len(looked_up) == 3
+    for condition in looked_up:
+        assert re.search(r"\bconsumer = ", condition), condition
+        assert re.search(r"\bno = ", condition), condition
+
+
+@in_each_stage
 def test_due_tasks_are_found_by_their_time(measured: Measured, stage: str) -> None:
     for name in ("promote_tasks", "tick"):
         indexes = {node.get("Index Name") for node, _ in nodes(measured.plans[stage, name])}
