@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastq.app import App
     from fastq.client import Client, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
+    from fastq.context import current_task
     from fastq.control import SkipRetry, Snooze, SnoozeWithError
     from fastq.middleware import Middleware
     from fastq.migrations import migrate
@@ -56,6 +57,7 @@ _LAZY = {
     "TaskFunction": "fastq._function",
     "TaskInfo": "fastq._engine",
     "TaskRecord": "fastq.client",
+    "current_task": "fastq.context",
     "migrate": "fastq.migrations",
 }
 
@@ -91,6 +93,7 @@ __all__ = [
     "TaskNotFound",
     "TaskRecord",
     "__version__",
+    "current_task",
     "migrate",
 ]
 

@@ -38,6 +38,9 @@ def grants() -> list[tuple[str, str]]:
 def rights_of(role: str) -> list[tuple[str, str, str, str]]:
     """The rights that a kind of role is granted: on what (schema, table, sequence), its name, which, of which column (empty: all)."""
 
+def running_task() -> TaskInfo | None:
+    """The task whose sync handler runs on the calling thread."""
+
 def render(text: str, schema: str) -> str:
     """``text`` with ``fastq.`` replaced by the quoted ``schema``. Raises SettingsError for a name PostgreSQL would refuse or cut."""
 

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
+from fastq.context import CURRENT
+
 if TYPE_CHECKING:
     from fastq._engine import Engine, TaskInfo
 
@@ -132,7 +134,9 @@ class Dispatcher:
         run = _Run(number, info)
         self._running[number] = run
         # A fresh context for each task: nothing that one sets is seen by another.
-        task = asyncio.Task(self._run(run, info), loop=self._loop, context=Context(), **_EAGER)
+        context = Context()
+        context.run(CURRENT.set, info)
+        task = asyncio.Task(self._run(run, info), loop=self._loop, context=context, **_EAGER)
         run.coroutine = task
 
     def _make_run(self) -> Callable[[_Run, TaskInfo], Coroutine[Any, Any, None]]:

@@ -14,6 +14,7 @@ from fastq._core import (
     queries,
     render,
     rights_of,
+    running_task,
     version,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "queries",
     "render",
     "rights_of",
+    "running_task",
     "version",
 ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from fastq import App, Consumer, ConsumerError, SettingsError, SkipRetry, Snooze, TaskInfo
+import fastq
+from fastq import App, Consumer, ConsumerError, SettingsError, SkipRetry, Snooze, Task, TaskError, TaskInfo
 from tests.support.consuming import errors, new_consumer, states
 from tests.support.lab import QUICK, Lab
 from tests.support.waiting import wait_until
@@ -178,3 +182,89 @@ def test_an_app_has_middleware_for_all_and_for_one(lab: Lab) -> None:
         lab.wait_for(completed=2)
     app.producer.close()
     assert sorted(seen) == [("every", "a"), ("every", "b"), ("one", "a")]
+
+
+# --- the current task ------------------------------------------------------------------------------
+
+
+@both
+def test_the_current_task_is_seen_by_handlers_middleware_hooks_and_what_they_start(
+    lab: Lab, make: Callable[..., Consumer], is_async: bool
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def note(what: str) -> None:
+        seen.append((what, fastq.current_task().id))
+
+    def act(task: TaskInfo) -> None:
+        note("handler")
+        raise ValueError
+
+    async def act_async(task: TaskInfo) -> None:
+        await asyncio.gather(*(asyncio.sleep(0) for _ in range(3)))
+        await asyncio.to_thread(note, "thread")
+        note("handler")
+        raise ValueError
+
+    def middleware(task: TaskInfo) -> Iterator[None]:
+        note("middleware")
+        yield
+
+    consumer = make(concurrency=8)
+    consumer.use(middleware)
+    consumer.handler("t")(act_async if is_async else act)
+    consumer.start()
+    ids = lab.enqueue(count=50, max_attempts=1)
+    lab.wait_for(failed=50)
+    for what in ("handler", "middleware", *(["thread"] if is_async else [])):
+        assert sorted(id_ for name, id_ in seen if name == what) == sorted(ids), what
+
+
+def test_elsewhere_there_is_none(lab: Lab, make: Callable[..., Consumer]) -> None:
+    with pytest.raises(TaskError, match="no task is running here"):
+        fastq.current_task()
+    seen: list[object] = []
+
+    def look() -> None:
+        try:
+            seen.append(fastq.current_task())
+        except TaskError:
+            seen.append(None)
+
+    def handler(task: TaskInfo) -> None:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+
+    consumer = make()
+    consumer.handler("t")(handler)
+    consumer.start()
+    lab.enqueue(None)
+    lab.wait_for(completed=1)
+    assert seen == [None]
+    with pytest.raises(TaskError, match="no task is running here"):
+        fastq.current_task()
+
+
+def test_an_idle_thread_keeps_no_payload_in_memory(lab: Lab, make: Callable[..., Consumer]) -> None:
+    class Kept:
+        pass
+
+    kept: list[weakref.ref[Kept]] = []
+
+    def handler(task: TaskInfo) -> None:
+        value = Kept()
+        task.payload["kept"] = value
+        kept.append(weakref.ref(value))
+
+    consumer = make(concurrency=1)
+    consumer.handler("t")(handler)
+    consumer.start()
+    lab.producer.enqueue(Task("t", {}))
+    lab.wait_for(completed=1)
+
+    def is_gone() -> bool:
+        gc.collect()
+        return kept[0]() is None
+
+    wait_until(is_gone)

@@ -15,7 +15,7 @@ use crate::engine::consume::{self, Phase, Settings, Shared};
 use crate::engine::error::{Error, Kind as ErrorKind};
 use crate::py::error::OrRaise;
 use crate::py::mailbox;
-use crate::py::task::TaskInfo;
+use crate::py::task::{TaskInfo, run_as};
 
 /// A thread hands its outcomes over after this long, even within a batch; while it is within a handler, the engine's watch does.
 const HAND_OVER: Duration = Duration::from_millis(1);
@@ -123,15 +123,18 @@ impl Engine {
     fn call(&self, py: Python<'_>, handler: &Py<PyAny>, task: Task, shared: &Arc<Shared>) -> Outcome {
         let called = Py::new(py, TaskInfo::new(task, 0, shared)).and_then(|info| {
             let context = self.copy_context.call0(py)?;
-            let returned = context.call_method1(py, pyo3::intern!(py, "run"), (handler, &info)).and_then(|value| {
-                // A sync function around a coroutine function: nothing has run.
-                if value.is_none(py) || !value.bind(py).hasattr(pyo3::intern!(py, "__await__"))? {
-                    return Ok(());
-                }
-                value.bind(py).call_method0(pyo3::intern!(py, "close")).ok();
-                Err(PyTypeError::new_err("the handler returned an awaitable, which nobody awaits: make it `async def`"))
-            });
-            Ok(returned.map_err(|e| self.judge(py, &info, e)))
+            Ok(run_as(info.clone_ref(py), || {
+                let returned = context.call_method1(py, pyo3::intern!(py, "run"), (handler, &info)).and_then(|value| {
+                    // A sync function around a coroutine function: nothing has run.
+                    if value.is_none(py) || !value.bind(py).hasattr(pyo3::intern!(py, "__await__"))? {
+                        return Ok(());
+                    }
+                    value.bind(py).call_method0(pyo3::intern!(py, "close")).ok();
+                    let wrong = "the handler returned an awaitable, which nobody awaits: make it `async def`";
+                    Err(PyTypeError::new_err(wrong))
+                });
+                returned.map_err(|e| self.judge(py, &info, e))
+            }))
         });
         match called {
             Ok(Ok(())) => Outcome::Completed,

@@ -66,7 +66,7 @@ mod _core {
     use super::engine::Engine;
 
     #[pymodule_export]
-    use super::task::TaskInfo;
+    use super::task::{TaskInfo, running_task};
 
     #[pymodule_export]
     use super::tx::TxTasks;
