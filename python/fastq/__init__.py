@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastq.migrations import migrate
     from fastq.outcome import ErrorHook
     from fastq.producer import Producer
+    from fastq.retention import Retention
     from fastq.retry import ConstantBackoff, ExponentialBackoff, RetryPolicy
 
 _LAZY = {
@@ -50,6 +51,7 @@ _LAZY = {
     "Middleware": "fastq.middleware",
     "Page": "fastq.client",
     "Producer": "fastq.producer",
+    "Retention": "fastq.retention",
     "RetryPolicy": "fastq.retry",
     "SkipRetry": "fastq.control",
     "Snooze": "fastq.control",
@@ -80,6 +82,7 @@ __all__ = [
     "Page",
     "PayloadError",
     "Producer",
+    "Retention",
     "RetryPolicy",
     "SchemaError",
     "SettingsError",

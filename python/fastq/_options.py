@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Final, TypedDict
 
 from fastq.errors import SettingsError
+from fastq.retention import Retention
 from fastq.settings import ClientSettings, ConsumerSettings, ProducerSettings
 from fastq.task import to_seconds
 
@@ -43,6 +44,14 @@ class ConsumerOptions(TypedDict, total=False):
     """How long a completed task is kept (24 h)."""
     failed_retention: float | timedelta
     """How long a failed task is kept (7 days)."""
+    cancelled_retention: float | timedelta
+    """How long a cancelled task is kept (24 h)."""
+    expired_retention: float | timedelta
+    """How long a task is kept that was not begun in time (24 h)."""
+    queue_retention: Mapping[str, Retention]
+    """Queues that keep theirs for times of their own (none do). The times of the consumer that leads count: give all the same."""
+    upkeep: bool
+    """Whether it may be the one that rescues, promotes and forgets for all (True)."""
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -80,13 +89,36 @@ class MigrationOptions(TypedDict, total=False):
 
 def read_consumer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Check ``given`` and bring durations to seconds. Raises SettingsError."""
-    options = _read(ConsumerSettings, ConsumerOptions.__annotations__, given)
+    single = {name: value for name, value in given.items() if name != "queue_retention"}
+    options = _read(ConsumerSettings, ConsumerOptions.__annotations__, single)
+    if "queue_retention" in given:
+        options["queue_retention"] = _read_queue_retention(given["queue_retention"], options)
     beat = options.get("heartbeat_interval", 3.0)
     for name, default in (("dead_after", 9.0), ("lease", 6.0)):
         value = options.get(name, default)
         if value < 2 * beat:
             raise SettingsError(f"{name} is {value:g} s, but must be at least twice heartbeat_interval ({beat:g} s)")
     return options
+
+
+def _read_queue_retention(given: object, options: Mapping[str, Any]) -> list[tuple[str, float, float, float, float]]:
+    """Each queue with its four times in seconds, which are the consumer's where it says nothing. Raises SettingsError."""
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(ConsumerSettings)} | dict(
+        options
+    )
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"queue_retention is {given!r}, but must be a mapping of queues to Retention(…)")
+    found = []
+    for queue, kept in given.items():
+        read_name("a queue in queue_retention", queue)
+        if not isinstance(kept, Retention):
+            raise SettingsError(f"queue_retention[{queue!r}] is {kept!r}, but must be a Retention(…)")
+        completed, failed, cancelled, expired = (
+            defaults[f"{one.name}_retention"] if (value := getattr(kept, one.name)) is None else value
+            for one in dataclasses.fields(kept)
+        )
+        found.append((queue, completed, failed, cancelled, expired))
+    return found
 
 
 def read_producer_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,12 @@ class ConsumerSettings:
     """Wake up by LISTEN/NOTIFY; off: by polling alone."""
     completed_retention: float = 86_400.0
     failed_retention: float = 7 * 86_400.0
+    cancelled_retention: float = 86_400.0
+    expired_retention: float = 86_400.0
+    queue_retention: list[tuple[str, float, float, float, float]] = field(default_factory=list)
+    """Queue, and its own four, in the order above."""
+    upkeep: bool = True
+    """It may be the one that rescues, promotes and forgets for all."""
 
 
 @dataclass(slots=True)

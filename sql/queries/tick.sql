@@ -1,10 +1,11 @@
 -- Once a tick and consumer: take or keep the leader's lease, and look what there is to do.
--- $1 consumer, $2 lease in seconds, renewed when less than $3 seconds are left, $4 seconds of silence that are death.
+-- $1 consumer, $2 lease in seconds, renewed when less than $3 seconds are left, $4 seconds of silence that are death, $5 whether it may lead.
 -- lanes is counted beside its last id: ids commit out of order. careful_lanes: those with tasks on track 2; alone_lanes: on track 3 or 4.
 WITH renewed AS (
     INSERT INTO fastq.leader AS l (holder, term, expires_at)
     SELECT $1::bigint, 1, clock_timestamp() + $2::double precision * interval '1 second'
-     WHERE NOT EXISTS (SELECT FROM fastq.leader
+     WHERE $5::boolean
+       AND NOT EXISTS (SELECT FROM fastq.leader
                         WHERE expires_at > statement_timestamp() + CASE holder WHEN $1 THEN $3::double precision ELSE 0 END * interval '1 second')
     ON CONFLICT (one) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at,
            term = l.term + CASE WHEN l.holder = excluded.holder AND l.expires_at > clock_timestamp() THEN 0 ELSE 1 END

@@ -161,7 +161,7 @@ def go_through_stages(session: Session) -> Measured:
         # Statistics change when this test says so.
         session.sql(f"ALTER TABLE fastq.{table} SET (autovacuum_enabled = off)")
     session.sql("SET synchronous_commit = off")
-    session.run("tick", 7, 3600.0, 1800.0, 9.0)
+    session.run("tick", 7, 3600.0, 1800.0, 9.0, True)
     assert add_lane(session) == 1
     assert add_lane(session, "other") == 2
 
@@ -366,7 +366,7 @@ def test_a_failure_reads_its_claim_and_its_task_alone(big: Session) -> None:
 
 
 def test_a_tick_and_a_promotion_with_nothing_due_read_next_to_nothing(big: Session) -> None:
-    tick = pages(big, TEXTS["tick"], "7", "6", "3", "9")
+    tick = pages(big, TEXTS["tick"], "7", "6", "3", "9", "true")
     # The claims are read; there are a thousand of them.
     assert tick < 1200
     assert pages(big, TEXTS["promote_tasks"], "7", "1", "500", "0") < 20
@@ -432,7 +432,7 @@ def test_each_step_of_retention_reads_as_much_as_it_does(big: Session) -> None:
     """A hundred of each a step. (Only what empties a leaf reads all that waits, without an index, which would cost each enqueue.)"""
     # None is old enough to go, so each is looked at alone.
     assert pages(big, TEXTS["purge_tokens"], "7", "1", "0", "'t'", "'token 5'", "100") < 100 * 60
-    assert pages(big, TEXTS["purge_dead"], "7", "1", "0", "100") < 20
+    assert pages(big, TEXTS["purge_dead"], "7", "1", "'{failed}'", "'{NULL}'", "'{0}'", "100") < 20
     assert pages(big, TEXTS["purge_errors"], "7", "1", "0", "0", "100") < 20
     assert pages(big, TEXTS["carry_delayed"], "7", "1", "0", "100") < 100 * 40
     assert pages(big, TEXTS["open_leaf"], "7", "1", "0") < 30

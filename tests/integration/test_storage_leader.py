@@ -135,7 +135,7 @@ def test_a_deposed_leader_does_no_upkeep(store: Session, stale: str) -> None:
     assert leader.one("move_chunks", 0, 10) == (0, 0)
     assert leader.one("carry_delayed", 0, 10) == (0, 0)
     assert leader.one("check_leaf_empty", 3, 0.0) == (False,)
-    assert leader.one("purge_dead", 0.0, 10) == (0,)
+    assert leader.one("purge_dead", ["failed"], [None], [0.0], 10) == (0,)
     assert leader.one("purge_errors", 0.0, 0, 10)[0] == 0
     assert leader.one("purge_tokens", 0.0, "", "", 10)[0] == 0
     assert store.sql("SELECT id, state FROM fastq.tasks ORDER BY id") == before
@@ -213,7 +213,15 @@ def test_a_tick_tells_what_there_is_to_do(store: Session) -> None:
 
 #: What the leader sends that asks for no term: it reads, or comes after a statement of the same transaction that has asked, or takes
 #: the lease itself, or only wakes consumers.
-ASKS_NOTHING = {"list_leaves_to_empty", "lock_leaf", "truncate_leaf", "free_leaf", "tick", "notify_ready"}
+ASKS_NOTHING = {
+    "list_leaves_to_empty",
+    "list_used_leaves",
+    "lock_leaf",
+    "truncate_leaf",
+    "free_leaf",
+    "tick",
+    "notify_ready",
+}
 
 
 def test_every_statement_of_upkeep_asks_for_holder_and_term() -> None:

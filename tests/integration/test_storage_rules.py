@@ -112,7 +112,7 @@ def test_rule_10_rights_on_rows_alone_are_enough(humble: Session) -> None:
     while leader.one("move_chunks", 0, 10)[0] or leader.one("carry_delayed", 0, 10)[0]:
         pass
     assert leader.empty_leaf(0)
-    leader.run("purge_dead", 0.0, 10)
+    leader.run("purge_dead", ["failed"], [None], [0.0], 10)
     leader.run("purge_errors", 0.0, 0, 10)
     leader.run("purge_tokens", 0.0, "", "", 10)
     leader.run("promote_tasks", 10, 1)

@@ -86,8 +86,13 @@ _UPKEEP: Final = {
     ),
     "purge_dead": _Upkeep(
         lambda store, _: _fail(store, None),
-        lambda leader: leader.run("purge_dead", 0.0, 10),
+        lambda leader: leader.run("purge_dead", ["failed"], [None], [0.0], 10),
         lambda store: store.sql("SELECT id FROM fastq.dead ORDER BY id"),
+    ),
+    "purge_done": _Upkeep(
+        lambda store, _: (enqueue(store, 2), run_all(store, 1)),
+        lambda leader: leader.run("purge_done", 0, [None], [0.0], 10, 0),
+        lambda store: store.sql("SELECT lo FROM fastq.done"),
     ),
     "purge_errors": _Upkeep(
         lambda store, _: store.sql(

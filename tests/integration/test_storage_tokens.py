@@ -158,7 +158,7 @@ def test_a_token_is_held_while_its_task_is_kept_in_any_state(store: Session, lea
         scheduled,
     }
     store.sql("UPDATE fastq.dead SET ended_at = ended_at - interval '1 year'")
-    leader.run("purge_dead", 3600.0, 10)
+    leader.run("purge_dead", ["failed"], [None], [3600.0], 10)
     assert purge(leader) == 1
     assert find(store, [f"for-{dead}"]) == {}
 
@@ -194,7 +194,7 @@ def test_a_token_of_a_failed_task_that_was_forgotten_goes_with_its_leaf(store: S
     worker.claim(1)
     worker.fail(1, [id_])
     age(store)
-    assert leader.one("purge_dead", 0.0, 10) == (1,)
+    assert leader.one("purge_dead", ["failed"], [None], [0.0], 10) == (1,)
     assert purge(leader) == 0
     leader.run("open_leaf", 0.0)
     assert leader.empty_leaf(0)

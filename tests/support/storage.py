@@ -187,7 +187,7 @@ class Leader:
         """Takes or keeps the lease; what there is to do."""
         cursor = self.session.connection.execute(
             _engine.render(TEXTS["tick"], self.session.schema),
-            (self.id, self.lease, self.lease / 2, silent_after),
+            (self.id, self.lease, self.lease / 2, silent_after, True),
             prepare=True,
         )
         assert cursor.description is not None

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::engine::consume::moment::Moment;
+use crate::engine::consume::retain::{Kept, Retentions};
 use crate::engine::consume::sched::{Kind, Message, Next, Take};
 use crate::engine::consume::task::{Failure, Outcome, Task};
 use crate::engine::consume::{self, Phase, Settings, Shared};
@@ -50,6 +51,10 @@ struct ConsumerSettings {
     listen: bool,
     completed_retention: f64,
     failed_retention: f64,
+    cancelled_retention: f64,
+    expired_retention: f64,
+    queue_retention: Vec<(String, f64, f64, f64, f64)>,
+    upkeep: bool,
 }
 
 impl ConsumerSettings {
@@ -59,6 +64,19 @@ impl ConsumerSettings {
                 .ok()
                 .filter(|d| *d > Duration::ZERO)
                 .ok_or_else(|| Error::settings(format!("{name} is {value}; it must be a positive number of seconds")))
+        };
+        let of_queue = |(queue, completed, failed, cancelled, expired): (String, f64, f64, f64, f64)| {
+            let time = |seconds| {
+                Duration::try_from_secs_f64(seconds)
+                    .map_err(|e| Error::settings(format!("the retention of queue {queue:?} is {seconds} s: {e}")))
+            };
+            let kept = Kept {
+                completed: time(completed)?,
+                failed: time(failed)?,
+                cancelled: time(cancelled)?,
+                expired: time(expired)?,
+            };
+            Ok((queue, kept))
         };
         let concurrency = self.concurrency;
         let kind = |t: TypeSettings| {
@@ -83,8 +101,16 @@ impl ConsumerSettings {
             connect_timeout: time("connect_timeout", self.connect_timeout)?,
             statement_timeout: time("statement_timeout", self.statement_timeout)?,
             listen: self.listen,
-            completed_retention: time("completed_retention", self.completed_retention)?,
-            failed_retention: time("failed_retention", self.failed_retention)?,
+            retention: Retentions {
+                rest: Kept {
+                    completed: time("completed_retention", self.completed_retention)?,
+                    failed: time("failed_retention", self.failed_retention)?,
+                    cancelled: time("cancelled_retention", self.cancelled_retention)?,
+                    expired: time("expired_retention", self.expired_retention)?,
+                },
+                queues: self.queue_retention.into_iter().map(of_queue).collect::<Result<_, Error>>()?,
+            },
+            upkeep: self.upkeep,
             dsn: self.dsn,
             schema: self.schema,
         })

@@ -304,6 +304,7 @@ GUARDS: Final = (
             "carry_delayed",
             "check_leaf_empty",
             "purge_dead",
+            "purge_done",
             "purge_errors",
             "purge_tokens",
         )

@@ -42,6 +42,7 @@ use books::Books;
 use counters::Counters;
 use moment::Moment;
 use outcomes::{Ended, Outcomes};
+use retain::Retentions;
 use sched::{Begun, Expired, Kind, Message, Sched, Slot, Take};
 use task::{Outcome, Task};
 
@@ -63,8 +64,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     pub statement_timeout: Duration,
     pub listen: bool,
-    pub completed_retention: Duration,
-    pub failed_retention: Duration,
+    pub retention: Retentions,
+    pub upkeep: bool,
 }
 
 /// Where the engine is in its life.

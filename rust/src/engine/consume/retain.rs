@@ -1,7 +1,10 @@
 //! Retention, the leader's slow work: opens the next leaf, empties old ones whole, forgets dead tasks, errors and tokens. One small step
 //! a tick, so that heartbeat and rescue never wait for it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use tokio_postgres::types::ToSql;
 
 use crate::engine::connect::Link;
 use crate::engine::consume::Shared;
@@ -25,8 +28,72 @@ const LEAF_SHARE: u32 = 8;
 /// sends the same request again some minutes later must meet the token. A failed task is found by its content in its leaf, too, so with
 /// a `failed_retention` below the completed one its token goes when the leaf does.
 const TOKEN_AGE: Duration = Duration::from_secs(3_600);
+/// What completed in a queue that keeps it for less time than its leaf stays goes row by row: each round goes on where all before it is
+/// gone or stays. For what ended late one begins at the start: after this share of the shortest time, at most this often, and after as
+/// long as the last one took.
+const WHOLE_WALK_SHARE: u32 = 4;
+const WHOLE_WALK: Duration = Duration::from_secs(5);
 /// How long a leaf's lock is waited for: a reader's open transaction makes us give up, and claims wait no longer than this.
 const LOCK_WAIT: &str = "50ms";
+
+/// How long tasks are kept that ended so.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// Completed.
+    pub completed: Duration,
+    /// Failed for good.
+    pub failed: Duration,
+    /// Cancelled.
+    pub cancelled: Duration,
+    /// Not begun in time.
+    pub expired: Duration,
+}
+
+/// For how long each queue's tasks are kept.
+#[derive(Debug, Clone)]
+pub struct Retentions {
+    /// Of queues that are not named.
+    pub rest: Kept,
+    /// Of those that are.
+    pub queues: Vec<(String, Kept)>,
+}
+
+impl Retentions {
+    fn each(&self) -> impl Iterator<Item = (Option<&str>, &Kept)> {
+        std::iter::once((None, &self.rest)).chain(self.queues.iter().map(|(queue, kept)| (Some(queue.as_str()), kept)))
+    }
+
+    /// How long a leaf stays: the longest that anything completed in it is kept.
+    fn leaf(&self) -> Duration {
+        self.each().map(|(_, kept)| kept.completed).max().unwrap_or_default()
+    }
+
+    /// The parameters of `purge_dead`: states, queues, seconds.
+    fn dead(&self) -> (Vec<&'static str>, Vec<Option<String>>, Vec<f64>) {
+        let (mut states, mut queues, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        for (queue, kept) in self.each() {
+            for (state, time) in [("failed", kept.failed), ("cancelled", kept.cancelled), ("expired", kept.expired)] {
+                states.push(state);
+                queues.push(queue.map(str::to_owned));
+                times.push(seconds(time));
+            }
+        }
+        (states, queues, times)
+    }
+
+    /// The parameters of `purge_done`: queues, and seconds, infinite where the leaf stays no longer. None: so it is for all.
+    fn done(&self) -> Option<(Vec<Option<String>>, Vec<f64>)> {
+        let leaf = self.leaf();
+        let time = |kept: &Kept| if kept.completed < leaf { seconds(kept.completed) } else { f64::INFINITY };
+        let rules = self.each().map(|(queue, kept)| (queue.map(str::to_owned), time(kept))).unzip();
+        self.each().any(|(_, kept)| kept.completed < leaf).then_some(rules)
+    }
+
+    fn shortest(&self) -> Duration {
+        let times = self.each().flat_map(|(_, k)| [k.completed, k.failed, k.cancelled, k.expired]);
+        times.min().unwrap_or_default()
+    }
+}
 
 /// What comes next in a round.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,18 +103,32 @@ enum Step {
     MoveChunks(i16),
     CarryDelayed(i16),
     EmptyLeaf(i16),
+    ListUsedLeaves,
+    PurgeDone(Walk),
     PurgeDead,
     PurgeErrors(i64),
     PurgeTokens(String, String),
 }
 
+/// A way through the completions of a leaf, by their first task.
+#[derive(Debug, Clone, PartialEq)]
+struct Walk {
+    leaf: i16,
+    after: i64,
+    /// The first that will have to go, and is not due yet.
+    first_kept: Option<i64>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Retention {
-    completed: Duration,
-    failed: Duration,
+    kept: Retentions,
     step: Step,
     leaves: Vec<i16>,
+    /// Up to where the completions of a leaf need no look.
+    walked: BTreeMap<i16, i64>,
+    whole_walk_due: Instant,
+    whole_walk_began: Option<Instant>,
     due: Instant,
     /// No step of this round has failed.
     is_clean: bool,
@@ -55,8 +136,18 @@ pub struct Retention {
 
 impl Retention {
     /// The first round comes at once.
-    pub fn new(completed: Duration, failed: Duration) -> Self {
-        Self { completed, failed, step: Step::OpenLeaf, leaves: Vec::new(), due: Instant::now(), is_clean: true }
+    pub fn new(kept: &Retentions) -> Self {
+        let now = Instant::now();
+        Self {
+            kept: kept.clone(),
+            step: Step::OpenLeaf,
+            leaves: Vec::new(),
+            walked: BTreeMap::new(),
+            whole_walk_due: now,
+            whole_walk_began: None,
+            due: now,
+            is_clean: true,
+        }
     }
 
     /// The steps that are due, for a short while, which ends at `beat_at` at the latest, but one in any case. True: a round is
@@ -88,10 +179,10 @@ impl Retention {
 
     async fn step(&mut self, shared: &Shared, link: &Link, me: i64, term: i64) -> Result<()> {
         Counters::add(&shared.counters.statements, 1);
-        let kept = seconds(self.completed);
+        let kept = seconds(self.kept.leaf());
         self.step = match std::mem::replace(&mut self.step, Step::OpenLeaf) {
             Step::OpenLeaf => {
-                let rows = link.query("open_leaf", &[&me, &term, &seconds(self.completed / LEAF_SHARE)]).await?;
+                let rows = link.query("open_leaf", &[&me, &term, &(kept / f64::from(LEAF_SHARE))]).await?;
                 if let Some(row) = rows.first() {
                     shared.log(Level::Info, "leader", format!("opened leaf {}", row.get::<_, i16>(0)));
                 }
@@ -124,20 +215,34 @@ impl Retention {
                 }
                 self.next_leaf()
             }
+            Step::ListUsedLeaves => {
+                let now = Instant::now();
+                if now >= self.whole_walk_due {
+                    self.walked.clear();
+                    self.whole_walk_began = Some(now);
+                }
+                let rows = link.query("list_used_leaves", &[]).await?;
+                self.leaves = rows.iter().rev().map(|r| r.get(0)).collect();
+                self.walked.retain(|leaf, _| self.leaves.contains(leaf));
+                self.next_walk()
+            }
+            Step::PurgeDone(walk) => self.purge_done(link, (me, term), walk).await?,
             Step::PurgeDead => {
-                let row = link.query_opt("purge_dead", &[&me, &term, &seconds(self.failed), &BATCH]).await?;
+                let (states, queues, times) = self.kept.dead();
+                let row = link.query_opt("purge_dead", &[&me, &term, &states, &queues, &times, &BATCH]).await?;
                 let gone: i64 = row.map_or(0, |r| r.get(0));
                 if gone == BATCH { Step::PurgeDead } else { Step::PurgeErrors(0) }
             }
             Step::PurgeErrors(after) => {
-                let row = link.query_opt("purge_errors", &[&me, &term, &kept, &after, &BATCH]).await?;
+                let age = seconds(self.kept.rest.completed);
+                let row = link.query_opt("purge_errors", &[&me, &term, &age, &after, &BATCH]).await?;
                 match row.and_then(|r| r.get::<_, Option<i64>>("last_id")) {
                     Some(last) => Step::PurgeErrors(last),
                     None => Step::PurgeTokens(String::new(), String::new()),
                 }
             }
             Step::PurgeTokens(kind, token) => {
-                let age = seconds(self.completed.max(TOKEN_AGE));
+                let age = seconds(self.kept.rest.completed.max(TOKEN_AGE));
                 let row = link.query_opt("purge_tokens", &[&me, &term, &age, &kind, &token, &BATCH]).await?;
                 let last = row.and_then(|r| {
                     Some((r.get::<_, Option<String>>("last_type")?, r.get::<_, Option<String>>("last_token")?))
@@ -158,7 +263,9 @@ impl Retention {
         self.is_clean = false;
         self.step = match failed {
             Step::OpenLeaf => Step::ListLeaves,
-            Step::ListLeaves => Step::PurgeDead,
+            Step::ListLeaves => self.after_leaves(),
+            Step::ListUsedLeaves => Step::PurgeDead,
+            Step::PurgeDone(_) => self.next_walk(),
             Step::MoveChunks(_) | Step::CarryDelayed(_) | Step::EmptyLeaf(_) => self.next_leaf(),
             Step::PurgeDead => Step::PurgeErrors(0),
             Step::PurgeErrors(_) => Step::PurgeTokens(String::new(), String::new()),
@@ -171,11 +278,40 @@ impl Retention {
     }
 
     fn round(&self) -> Duration {
-        (self.completed / ROUND_SHARE).clamp(ROUND.0, ROUND.1)
+        (self.kept.shortest() / ROUND_SHARE).clamp(ROUND.0, ROUND.1)
     }
 
     fn next_leaf(&mut self) -> Step {
-        self.leaves.pop().map_or(Step::PurgeDead, Step::MoveChunks)
+        self.leaves.pop().map_or_else(|| self.after_leaves(), Step::MoveChunks)
+    }
+
+    fn after_leaves(&self) -> Step {
+        if self.kept.done().is_some() { Step::ListUsedLeaves } else { Step::PurgeDead }
+    }
+
+    fn next_walk(&mut self) -> Step {
+        if let Some(leaf) = self.leaves.pop() {
+            let after = self.walked.get(&leaf).copied().unwrap_or(0);
+            return Step::PurgeDone(Walk { leaf, after, first_kept: None });
+        }
+        if let Some(began) = self.whole_walk_began.take() {
+            let pause = WHOLE_WALK.max(self.kept.shortest() / WHOLE_WALK_SHARE).max(began.elapsed());
+            self.whole_walk_due = Instant::now() + pause;
+        }
+        Step::PurgeDead
+    }
+
+    async fn purge_done(&mut self, link: &Link, (me, term): (i64, i64), mut walk: Walk) -> Result<Step> {
+        let Some((queues, times)) = self.kept.done() else { return Ok(Step::PurgeDead) };
+        let values: [&(dyn ToSql + Sync); 7] = [&me, &term, &walk.leaf, &queues, &times, &BATCH, &walk.after];
+        let Some(row) = link.query_opt("purge_done", &values).await? else { return Ok(self.next_walk()) };
+        walk.after = row.get::<_, Option<i64>>("last_id").unwrap_or(walk.after);
+        walk.first_kept = walk.first_kept.or(row.get("first_kept"));
+        if row.get("more") {
+            return Ok(Step::PurgeDone(walk));
+        }
+        self.walked.insert(walk.leaf, walk.first_kept.map_or(walk.after, |first| first - 1));
+        Ok(self.next_walk())
     }
 
     /// Empties a leaf of `task` and of `done` in one transaction, if nothing names it any more.
@@ -189,7 +325,7 @@ impl Retention {
     async fn empty_in_transaction(&self, shared: &Shared, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
         let lock = link.prepare_leaf("lock_leaf", leaf).await?;
         link.within(link.client.execute(&lock, &[])).await?;
-        let row = link.query_opt("check_leaf_empty", &[&me, &term, &leaf, &seconds(self.completed)]).await?;
+        let row = link.query_opt("check_leaf_empty", &[&me, &term, &leaf, &seconds(self.kept.leaf())]).await?;
         if !row.is_some_and(|r| r.get(0)) {
             return Ok(false);
         }

@@ -90,7 +90,7 @@ struct Contact {
 impl<'a> Upkeep<'a> {
     /// Not the leader, not in contact.
     pub fn new(shared: &'a Shared, books: Rc<RefCell<Books>>) -> Self {
-        let retention = Retention::new(shared.settings.completed_retention, shared.settings.failed_retention);
+        let retention = Retention::new(&shared.settings.retention);
         Self {
             shared,
             books,
@@ -145,7 +145,7 @@ impl<'a> Upkeep<'a> {
         let sent = Instant::now();
         let (lease, renew, dead_after) =
             (seconds(settings.lease), seconds(settings.lease) * 2.0 / 3.0, seconds(settings.dead_after));
-        let row = link.query_opt("tick", &[&me, &lease, &renew, &dead_after]).await?;
+        let row = link.query_opt("tick", &[&me, &lease, &renew, &dead_after, &settings.upkeep]).await?;
         Counters::add(&self.shared.counters.statements, 1);
         let Some(row) = row else { return Ok(None) };
         let (server_time, term): (f64, Option<i64>) = (row.get("now"), row.get("term"));

@@ -1,0 +1,97 @@
+"""Retention on whole engines: each outcome and each queue for its own time, and consumers that leave it to others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from fastq import Consumer, Retention, SettingsError, Task, TaskInfo
+from tests.support.consuming import states
+from tests.support.lab import Lab
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def lab(dsn: str, migrated: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Lab]:
+    with Lab(dsn, migrated, db, tmp_path) as lab:
+        yield lab
+
+
+def test_a_queue_that_keeps_nothing_is_cleared_beside_one_that_does(lab: Lab) -> None:
+    lab.consumer(lambda _: None, queue_retention={"cache": Retention(completed=0)})
+    kept = lab.enqueue(count=700)
+    for _ in range(3):
+        lab.producer.enqueue_many(Task("t", queue="cache") for _ in range(700))
+        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 700, timeout=20)
+    assert states(lab.db) == {"completed": 700}
+    assert sorted(id_ for (id_,) in lab.all("SELECT id FROM task")) == kept
+
+
+def test_what_ends_late_goes_too(lab: Lab) -> None:
+    """Behind the place up to which the leader has looked before."""
+    release: list[int] = []
+
+    def handle(task: TaskInfo) -> None:
+        if task.payload == "late":
+            wait_until(lambda: release, timeout=30)
+
+    lab.consumer(handle, queue_retention={"cache": Retention(completed=timedelta(0))}, prefetch=1)
+    lab.producer.enqueue(Task("t", "late", queue="cache"))
+    wait_until(lambda: lab.value("SELECT count(*) FROM claim") == 1)
+    for _ in range(2):
+        lab.producer.enqueue_many(Task("t", "soon", queue="cache") for _ in range(20))
+        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 1, timeout=20)
+    release.append(1)
+    lab.producer.enqueue_many(Task("t", "soon", queue="cache") for _ in range(20))
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=20)
+
+
+def test_cancelled_tasks_have_a_time_of_their_own(lab: Lab) -> None:
+    def handle(task: TaskInfo) -> None:
+        raise ValueError
+
+    failed = lab.enqueue(count=3, max_attempts=1)
+    lab.consumer(handle, cancelled_retention=0.1)
+    lab.wait_for(failed=3)
+    lab.db.execute("UPDATE dead SET state = 'cancelled' WHERE id = %s", [failed[0]])
+    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 2, timeout=20)
+    assert states(lab.db) == {"failed": 2}
+
+
+def test_a_consumer_without_upkeep_never_leads(lab: Lab) -> None:
+    silent = lab.consumer(lambda _: None, upkeep=False)
+    lab.enqueue(count=10)
+    lab.producer.enqueue(Task("t", delay=0.05))
+    lab.wait_for(completed=10, pending=1)
+    # Some ticks of it: each would have taken the lease.
+    before = silent.stats()["statements"]
+    wait_until(lambda: silent.stats()["statements"] > before + 10, timeout=20)
+    assert lab.value("SELECT count(*) FROM leader WHERE expires_at > clock_timestamp()") == 0
+    assert states(lab.db) == {"completed": 10, "pending": 1}
+    lab.consumer()
+    lab.wait_for(completed=11)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"mail": 5}, r"queue_retention\['mail'\] is 5, but must be a Retention"),
+        ([("mail", Retention())], "must be a mapping of queues to Retention"),
+        ({"": Retention()}, "a queue in queue_retention has 0 characters"),
+        ({7: Retention()}, "a queue in queue_retention is 7, but must be a str"),
+    ],
+)
+def test_a_wrong_queue_retention_is_refused(setting: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Consumer("postgresql://nowhere", queue_retention=setting)
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "5", timedelta(days=-1), True])
+def test_a_wrong_time_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="completed"):
+        Retention(completed=value)
