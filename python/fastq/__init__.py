@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fastq.client import Client, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
     from fastq.context import current_task
-    from fastq.control import SkipRetry, Snooze, SnoozeWithError
+    from fastq.control import SkipRetry, Snooze, SnoozeWithError, TaskCancelled
     from fastq.middleware import Middleware
     from fastq.migrations import migrate
     from fastq.outcome import ErrorHook
@@ -56,6 +56,7 @@ _LAZY = {
     "SkipRetry": "fastq.control",
     "Snooze": "fastq.control",
     "SnoozeWithError": "fastq.control",
+    "TaskCancelled": "fastq.control",
     "TaskFunction": "fastq._function",
     "TaskInfo": "fastq._engine",
     "TaskRecord": "fastq.client",
@@ -90,6 +91,7 @@ __all__ = [
     "Snooze",
     "SnoozeWithError",
     "Task",
+    "TaskCancelled",
     "TaskError",
     "TaskFunction",
     "TaskInfo",

@@ -7,7 +7,7 @@ before the second only if it moved backwards (a retry, a rescue): then it is loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -26,6 +26,8 @@ ALLOWED: Final[Mapping[Action, Places]] = {
 }
 #: How often a task that is found where the action is allowed, and gone from there when it is tried, is looked for.
 PASSES: Final = 5
+# A notification holds less than 8,000 bytes, a word of one at most 39 and its comma.
+_WORDS: Final = 190
 
 # By place. A retry takes nothing but what ended, a cancel nothing that completed, and so on.
 _DELAYED: Final[Mapping[Action, str]] = {"cancel": "cancel_delayed", "delete": "delete_delayed", "edit": "edit_delayed"}
@@ -57,6 +59,29 @@ class Query(Protocol):
     def __call__(self, name: str, /, *params: object) -> list[tuple[Any, ...]]: ...
 
 
+class Whom:
+    """A `Query` that notes from which claims tasks were taken: whom to tell, once it is committed, that what runs was cancelled."""
+
+    __slots__ = ("_claims", "_query")
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+        self._claims: set[tuple[int, int]] = set()
+
+    def __call__(self, name: str, /, *params: object) -> list[tuple[Any, ...]]:
+        """Run the statement."""
+        rows = self._query(name, *params)
+        if name == "cancel_claimed":
+            self._claims.update((consumer, no) for _, consumer, no in rows)
+        return rows
+
+    def messages(self) -> Iterator[str]:
+        """What to notify workers of, in pieces that PostgreSQL takes. Workers of older versions make nothing of them."""
+        words = [f"{consumer}:{no}" for consumer, no in sorted(self._claims)]
+        for i in range(0, len(words), _WORDS):
+            yield ",".join(words[i : i + _WORDS])
+
+
 class Within(Protocol):
     """Does some work with a `Query` in one transaction."""
 
@@ -70,7 +95,7 @@ def move(query: Query, action: Action, ids: Sequence[int], places: Places, chang
 
     def take(statement: str, *params: object) -> None:
         if left:
-            found = {id_ for (id_,) in query(statement, left, *params)}
+            found = {id_ for id_, *_ in query(statement, left, *params)}
             moved.extend(found)
             left[:] = [id_ for id_ in left if id_ not in found]
 
@@ -153,4 +178,4 @@ def _place_of(record: TaskRecord) -> str:
     return record.state if record.state != "pending" else record.kind or "ready"
 
 
-__all__ = ["ALLOWED", "PASSES", "Action", "Change", "Query", "Within", "act_on_batch", "act_on_one", "move"]
+__all__ = ["ALLOWED", "PASSES", "Action", "Change", "Query", "Whom", "Within", "act_on_batch", "act_on_one", "move"]

@@ -87,6 +87,13 @@ class TaskInfo:
     @property
     def created_at(self) -> datetime:
         """When it was enqueued, by the database's clock (aware, UTC)."""
+    def is_cancelled(self) -> bool:
+        """Whether its result counts no longer: it was cancelled, its time is up, or the worker lost its claim to others.
+
+        Costs no look at the database: the worker is told, or looks by itself, within two seconds. For any thread.
+        """
+    def raise_if_cancelled(self) -> None:
+        """Do nothing, or, where ``is_cancelled()``, raise TaskCancelled: let it pass, and the run ends, which is no failure."""
     @property
     def handler(self) -> int:
         """Index of its type in ConsumerSettings.types."""
@@ -120,7 +127,8 @@ class Engine:
     def receive(self, limit: int) -> list[tuple[int, int, TaskInfo]]:
         """On the loop: messages in order, each with the number of its run.
 
-        0: start this task, by ``begin``. 1: cancel it, its attempt has ended (timed out or cancelled).
+        0: start this task, by ``begin``. 1: cancel it, its attempt has ended (timed out). 2: cancel it, since the task was
+        cancelled; its end is told as any other's.
         """
     def begin(self, task: TaskInfo) -> int | None:
         """An async task's handler is called now: the index of its type. None: it must not be, and whose it is has been seen to."""
@@ -128,6 +136,8 @@ class Engine:
         """An async task's handler returned."""
     def fail(self, task: TaskInfo, verdict: tuple[bool, float | None, str, str]) -> None:
         """An async task's handler raised; the verdict is what ``on_error`` gives."""
+    def dismiss(self, task: TaskInfo, error: BaseException) -> bool:
+        """Whether what an async handler raised is no failure, since its run counts no longer. Then it has been seen to."""
     def stop(self) -> None:
         """Claim no more and give back what has not started. Returns at once; running handlers go on."""
     def abandon(self, seconds: float = 1.0) -> None:
@@ -137,8 +147,8 @@ class Engine:
     def stats(self) -> Mapping[str, float]:
         """Counters since the start.
 
-        Of tasks: claimed, started, completed, retried, failed, snoozed, given_back, refused, timed_out. Of work: claims, flushes,
-        statements, beats, reconnects.
+        Of tasks: claimed, started, completed, retried, failed, snoozed, given_back, refused, timed_out, cancelled. Of work: claims,
+        flushes, statements, beats, reconnects.
         """
     @property
     def failure(self) -> str | None:

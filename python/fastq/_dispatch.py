@@ -27,6 +27,7 @@ OnError = Callable[["TaskInfo", BaseException], tuple[bool, float | None, str, s
 #: Messages fetched before the loop's other callbacks get their turn.
 _BATCH: Final = 256
 _CANCEL: Final = 1
+_INTERRUPT: Final = 2
 # A task's first step runs at once, without a way through the loop's queue.
 _EAGER: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
@@ -118,10 +119,15 @@ class Dispatcher:
         messages = self._engine.receive(_BATCH)
         for kind, number, info in messages:
             if kind == _CANCEL:
-                # Timed out or cancelled: its attempt has ended already, and what comes of it now is dropped.
+                # Timed out: its attempt has ended already, and what comes of it now is dropped.
                 run = self._running.pop(number, None)
                 if run is not None:
                     self._cancel(run)
+            elif kind == _INTERRUPT:
+                # Its task was cancelled. It keeps its place until it ends: what it returns all the same is refused by the database.
+                run = self._running.get(number)
+                if run is not None and run.coroutine is not None:
+                    run.coroutine.cancel()
             else:
                 self._start(number, info)
         # Again until there is nothing: only then does the engine write the next byte. By way of the loop, and behind the
@@ -175,7 +181,8 @@ class Dispatcher:
         if self._running.get(run.number) is not run or isinstance(error, GeneratorExit):
             return
         del self._running[run.number]
-        self._engine.fail(info, self._on_error(info, error))
+        if not self._engine.dismiss(info, error):
+            self._engine.fail(info, self._on_error(info, error))
 
 
 class LoopThread:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastq import migrations, rights
-from fastq._actions import Query
+from fastq._actions import Query, Whom
 from fastq._db import Database, Row, was_too_late
-from fastq.errors import ConnectionLost
+from fastq.errors import ConnectionLost, DatabaseError
 
 T = TypeVar("T")
+
+_log = logging.getLogger("fastq.client")
 
 
 class Link:
@@ -101,12 +104,26 @@ class Link:
             if not self._may_change:
                 rights.check(db, "worker")
                 self._may_change = True
+            whom = Whom(db.query)
             with db.transaction():
                 db.query("set_plan", "off")
-                return work(db.query)
+                result = work(whom)
         except ConnectionLost:
             self._drop()
             raise
+        self._tell(db, whom)
+        return result
+
+    def _tell(self, db: Database, whom: Whom) -> None:
+        """Have workers look at what was taken from them: after the commit, which a notification within would hold up for others."""
+        try:
+            for message in whom.messages():
+                db.query("notify_ready", f"fastq:{self.schema}", message)
+        except ConnectionLost:
+            self._drop()
+        except DatabaseError:
+            # It is done and committed, and workers look by themselves, too.
+            _log.debug("workers could not be told of what was cancelled", exc_info=True)
 
 
 __all__ = ["Link"]

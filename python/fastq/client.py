@@ -169,8 +169,9 @@ class Client:
     def cancel_task(self, id: int) -> TaskRecord:  # noqa: A002
         """Cancel a task that waits, runs, failed or expired. It counts when this returns: a task that waits never starts.
 
-        One that runs, or is claimed to be run soon, is not called back: its handler goes on to its end, and its result, whatever it is,
-        is refused and counted as such. A task that is cancelled already stays as it is.
+        The worker of one that runs, or is claimed to be run soon, is told (without ``listen`` it looks each 1 to 1.5 s while a handler has
+        been at work for over a second): a coroutine is cancelled, a sync handler sees ``task.is_cancelled()``, and what has not started
+        never does. What a handler returns all the same is refused and counted as such. A task that is cancelled already stays as it is.
 
         Returns:
             The task, cancelled.
@@ -184,7 +185,9 @@ class Client:
     def cancel_task_tx(self, conn: UserConnection, id: int) -> TaskRecord:  # noqa: A002
         """As ``cancel_task``, in the transaction that is open on your own psycopg connection: it counts with your commit.
 
-        Until then the task's row is locked: a worker's results of the same claim, and other changes of tasks of the same chunk, wait.
+        Workers are not told, which would hold up other commits: where the handler has been at work for over a second its worker finds out
+        by itself, within 1.5 s of your commit. Until then the task's row is locked: a worker's results of the same claim, and other changes
+        of tasks of the same chunk, wait.
         A deadlock or a failed serialization is yours to repeat (``sqlstate`` 40P01, 40001).
 
         Args:

@@ -61,6 +61,15 @@ class SnoozeWithError(Exception):
         return self.message or f"snoozed for {self.seconds:g} s after an error"
 
 
+class TaskCancelled(BaseException):
+    """Raised by ``TaskInfo.raise_if_cancelled()`` in a handler whose task was cancelled, has lost its claim or is out of time.
+
+    Whatever becomes of such a run, it counts no longer. Let this pass: it is no failure, nothing is stored or retried, and no error
+    hook is told. No ``Exception``, like ``asyncio.CancelledError``: ``except Exception`` in a handler does not take it for an error.
+    Raised by a handler of its own accord, with nothing cancelled, it is a failure like any other.
+    """
+
+
 Control = SkipRetry | Snooze | SnoozeWithError
 
 #: Of several in one group the one that says most: an end, then an error, then nothing but a wait.
@@ -95,4 +104,4 @@ def _weight(control: Control) -> tuple[int, float]:
     return order, 0.0 if isinstance(control, SkipRetry) else control.seconds
 
 
-__all__ = ["Control", "SkipRetry", "Snooze", "SnoozeWithError", "find_control"]
+__all__ = ["Control", "SkipRetry", "Snooze", "SnoozeWithError", "TaskCancelled", "find_control"]

@@ -159,7 +159,10 @@ impl Engine {
                     let wrong = "the handler returned an awaitable, which nobody awaits: make it `async def`";
                     Err(PyTypeError::new_err(wrong))
                 });
-                returned.map_err(|e| self.judge(py, &info, e))
+                returned.map_err(|e| {
+                    let is_dismissed = info.get().dismisses(e.value(py));
+                    if is_dismissed { Outcome::Dropped } else { self.judge(py, &info, e) }
+                })
             }))
         });
         match called {
@@ -308,6 +311,7 @@ impl Engine {
             let (what, run, task) = match message {
                 Message::Start(run, task) => (0, run, task),
                 Message::Cancel(run, task) => (1, run, task),
+                Message::Interrupt(run, task) => (2, run, task),
             };
             Ok((what, run, Py::new(py, TaskInfo::new(task, run, &shared))?))
         });
@@ -328,6 +332,14 @@ impl Engine {
     fn fail(&self, py: Python<'_>, task: &TaskInfo, verdict: Verdict) -> PyResult<()> {
         self.shared(py)?.finish_run(task.run, &task.task, outcome(verdict));
         Ok(())
+    }
+
+    fn dismiss(&self, py: Python<'_>, task: &TaskInfo, error: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let is_dismissed = task.dismisses(error);
+        if is_dismissed {
+            self.shared(py)?.finish_run(task.run, &task.task, Outcome::Dropped);
+        }
+        Ok(is_dismissed)
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {

@@ -8,6 +8,7 @@ use pyo3::types::{PyBytes, PyString, PyTzInfo};
 
 use crate::engine::consume::Shared;
 use crate::engine::consume::task::Task;
+use crate::engine::logs::Level;
 
 /// A claimed task, as its handler sees it.
 #[pyclass(frozen, module = "fastq", name = "TaskInfo")]
@@ -48,6 +49,27 @@ pub(crate) fn run_as<T>(info: Py<TaskInfo>, f: impl FnOnce() -> T) -> T {
 #[pyfunction]
 pub(crate) fn running_task(py: Python<'_>) -> Option<Py<TaskInfo>> {
     RUNNING.with_borrow(|running| running.as_ref().map(|info| info.clone_ref(py)))
+}
+
+/// The class `fastq.TaskCancelled`.
+fn task_cancelled(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import(pyo3::intern!(py, "fastq.control"))?.getattr(pyo3::intern!(py, "TaskCancelled"))
+}
+
+impl TaskInfo {
+    /// Whether what the handler raised is nobody's affair, since its run counted no longer: its task was cancelled, or its time was up.
+    /// Where only the registration is gone what it raises may still be stored, unless it gave up for just that.
+    pub(crate) fn dismisses(&self, error: &Bound<'_, PyAny>) -> bool {
+        let gave_up = || task_cancelled(error.py()).and_then(|class| error.is_instance(&class)).unwrap_or(false);
+        let is_dismissed = self.task.is_lost() || (self.is_cancelled() && gave_up());
+        if is_dismissed {
+            let (id, name) = (self.id(), self.r#type());
+            let class = error.get_type().name().map_or_else(|_| "an exception".to_owned(), |name| name.to_string());
+            let message = format!("task {id} ({name}) counted no longer when its handler ended with {class}");
+            self.shared.outbox.log(Level::Debug, "handler", message);
+        }
+        is_dismissed
+    }
 }
 
 #[pymethods]
@@ -109,6 +131,18 @@ impl TaskInfo {
         let epoch = datetime.getattr("datetime")?.call1((2000, 1, 1, 0, 0, 0, 0, utc))?;
         let since = datetime.getattr("timedelta")?.call1((0, 0, self.task.created_at()))?;
         epoch.add(since)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.shared.is_lost(&self.task)
+    }
+
+    fn raise_if_cancelled(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.is_cancelled() {
+            return Ok(());
+        }
+        let message = format!("task {} was cancelled, or its run lost its claim or ran out of time", self.id());
+        Err(PyErr::from_value(task_cancelled(py)?.call1((message,))?))
     }
 
     #[getter]

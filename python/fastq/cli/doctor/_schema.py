@@ -202,8 +202,9 @@ def _examine_refused(consumers: list[Row]) -> Iterator[Check]:
         yield Check(
             "refused",
             "warning" if is_new else "info",
-            f"{some(refused)}: their tasks had been given to others, and ran again",
-            "find what kept that worker from its heartbeat: a stopped or starved process, a cut network; its log names the tasks",
+            f"{some(refused)}: their tasks had been given to others, and ran again, or were cancelled",
+            "its log names the tasks. Where nobody cancelled them, find what kept that worker from its heartbeat: a stopped or starved "
+            "process, a cut network",
         )
     else:
         yield Check("refused", "ok", "no result of a living worker was refused")

@@ -61,12 +61,13 @@ enum Part {
 impl Flush {
     fn add(&mut self, ended: Ended) {
         let (no, id) = (ended.holder.no, ended.holder.id);
-        self.count += 1;
+        self.count += usize::from(!matches!(ended.outcome, Outcome::Dropped));
         match ended.outcome {
             Outcome::Completed => self.completed.entry(no).or_default().push((id, ended.took_us)),
             Outcome::Failed(failure) => self.failed.push((no, id, *failure, ended.took_us)),
             Outcome::Snoozed(delay) => self.snoozed.push((no, id, delay)),
             Outcome::GivenBack => self.given_back.entry(no).or_default().push(id),
+            Outcome::Dropped => {}
         }
     }
 
@@ -192,6 +193,10 @@ impl<'a> Completer<'a> {
             let mut flushes: BTreeMap<u32, Flush> = BTreeMap::new();
             let count = ended.len();
             for one in ended {
+                if matches!(one.outcome, Outcome::Dropped) {
+                    self.books.borrow_mut().settle(one.holder.epoch, one.holder.no, 1);
+                    continue;
+                }
                 flushes.entry(one.holder.epoch).or_default().add(one);
             }
             self.todo.extend(flushes.into_iter().rev());
@@ -208,7 +213,7 @@ impl<'a> Completer<'a> {
         let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, _, flush)| flush);
         let todo = std::mem::take(&mut self.todo).into_iter().map(|(_, flush)| flush);
         let unstored = todo.chain(parked).flat_map(Flush::into_members).chain(self.shared.outcomes.take(usize::MAX));
-        let results = unstored.filter(|e| !matches!(e.outcome, Outcome::GivenBack));
+        let results = unstored.filter(|e| !matches!(e.outcome, Outcome::GivenBack | Outcome::Dropped));
         let ids: Vec<i64> = results.map(|e| e.holder.id).collect();
         if !ids.is_empty() {
             let message = format!(
@@ -290,7 +295,7 @@ impl<'a> Completer<'a> {
                 Outcome::Failed(f) if f.error.starts_with(PLAIN) => (String::new(), f.delay),
                 Outcome::Failed(f) => (format!("{PLAIN}: SQLSTATE {code}"), f.delay),
                 Outcome::Snoozed(delay) => (format!("its snooze could not be stored: SQLSTATE {code}"), Some(*delay)),
-                Outcome::GivenBack => (String::new(), None),
+                Outcome::GivenBack | Outcome::Dropped => (String::new(), None),
             };
             let level = self.named.level(id);
             self.shared.log(level, "completer", format!("the result of task {id} can't be stored: {error}"));

@@ -9,6 +9,7 @@ use tokio::time::timeout_at;
 
 use crate::engine::connect::{Backoff, Link, Target, random_u64};
 use crate::engine::consume::books::Books;
+use crate::engine::consume::cancel::Cancels;
 use crate::engine::consume::counters::Counters;
 use crate::engine::consume::moment::Moment;
 use crate::engine::consume::outcomes::Ended;
@@ -58,6 +59,7 @@ pub struct Control<'a> {
     upkeep_backoff: Backoff,
     upkeep_trouble: Trouble,
     lost_claims_trouble: Trouble,
+    cancels: Cancels,
     beat_at: Instant,
     tick_at: Instant,
 }
@@ -80,6 +82,7 @@ impl<'a> Control<'a> {
             upkeep_backoff: Backoff::default(),
             upkeep_trouble: Trouble::new("control"),
             lost_claims_trouble: Trouble::new("control"),
+            cancels: Cancels::new(),
             beat_at: now + shared.settings.heartbeat_interval,
             tick_at: now,
         }
@@ -160,7 +163,10 @@ impl<'a> Control<'a> {
                 }
             }
         }
-        let until = self.beat_at.min(self.tick_at);
+        if let Some(link) = &self.link {
+            self.cancels.look(self.shared, &self.books, link).await?;
+        }
+        let until = self.beat_at.min(self.tick_at).min(self.cancels.due_at);
         let heard = async {
             match &mut self.notified {
                 Some(notified) => notified.recv().await,
@@ -179,18 +185,25 @@ impl<'a> Control<'a> {
         Ok(())
     }
 
-    /// Which lanes have something new; several messages that came together are one wake-up.
+    /// Which lanes have something new, or which claims tasks were taken from; several messages that came together are one wake-up.
     fn hear(&mut self, first: &str) {
         let mut books = self.books.borrow_mut();
-        let mut add = |text: &str| books.notified.extend(text.split(',').filter_map(|n| n.trim().parse::<i32>().ok()));
+        let (me, cancels) = (books.me(), &mut self.cancels);
+        let mut add = |text: &str| {
+            let lanes = text.split(',').filter(|word| !cancels.hear(word, me));
+            books.notified.extend(lanes.filter_map(|n| n.trim().parse::<i32>().ok()));
+        };
         add(first);
         if let Some(notified) = &mut self.notified {
             while let Ok(more) = notified.try_recv() {
                 add(&more);
             }
         }
+        let is_for_claimer = !books.notified.is_empty();
         drop(books);
-        self.shared.claim_news.notify_one();
+        if is_for_claimer {
+            self.shared.claim_news.notify_one();
+        }
     }
 
     /// The heartbeat. If it finds no row we were declared dead: others have our tasks, so nothing of them starts here any more.
@@ -262,7 +275,7 @@ impl<'a> Control<'a> {
     fn drop_unstarted(&mut self, running: u64) {
         let epoch = self.books.borrow().epoch();
         self.books.borrow_mut().lost = Some(epoch);
-        self.shared.lose();
+        self.shared.lose(epoch);
         let dropped = self.shared.sched.lock().take_unstarted();
         let message = format!(
             "was declared dead (silent for {:?}), or its registration was deleted: {} tasks that had not started are left to others, and \

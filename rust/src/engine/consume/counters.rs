@@ -36,6 +36,8 @@ counters! {
     refused,
     /// Attempts that ran out of time.
     timed_out,
+    /// Tasks that were cancelled while they ran here, or waited here to be run.
+    cancelled,
     /// Claim statements.
     claims,
     /// Flushes of outcomes.

@@ -10,6 +10,7 @@
 //! Handler threads see only `Sched` and `Outcomes`, under short locks.
 
 pub mod books;
+pub mod cancel;
 pub mod claim;
 pub mod complete;
 pub mod control;
@@ -26,7 +27,7 @@ mod watch;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -98,6 +99,8 @@ pub struct Shared {
     work: Condvar,
     /// A `Moment`: until then nobody takes our tasks.
     alive_until: AtomicU64,
+    /// Registrations before this one were found gone.
+    lost_before: AtomicU32,
     round_trip_us: AtomicU64,
     hungry: AtomicBool,
     claim_news: Notify,
@@ -136,6 +139,7 @@ impl Shared {
             sched: Mutex::new(sched),
             work: Condvar::new(),
             alive_until: AtomicU64::new(0),
+            lost_before: AtomicU32::new(0),
             round_trip_us: AtomicU64::new(1_000),
             hungry: AtomicBool::new(false),
             claim_news: Notify::new(),
@@ -181,9 +185,15 @@ impl Shared {
         self.alive_until.store((sent + self.settings.dead_after).as_nanos(), Ordering::Release);
     }
 
-    /// Our registration is gone: others take our tasks, whenever the last beat was.
-    fn lose(&self) {
+    /// This registration of ours is gone: others take its tasks, whenever the last beat was.
+    fn lose(&self, epoch: u32) {
         self.alive_until.store(0, Ordering::Release);
+        self.lost_before.store(epoch + 1, Ordering::Release);
+    }
+
+    /// Whether nothing that comes of this task's run counts any more, as far as is known here.
+    pub fn is_lost(&self, task: &Task) -> bool {
+        task.chunk.epoch < self.lost_before.load(Ordering::Acquire) || task.is_lost()
     }
 
     /// Whether what we hold is surely still ours to start: the monotonic deadline, also after a SIGSTOP and after sleep.

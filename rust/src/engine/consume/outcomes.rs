@@ -23,6 +23,11 @@ impl Ended {
     pub fn given_back(holder: Holder) -> Self {
         Self { holder, took_us: 0, outcome: Outcome::GivenBack }
     }
+
+    /// Of a run that counts no longer.
+    pub fn dropped(holder: Holder) -> Self {
+        Self { holder, took_us: 0, outcome: Outcome::Dropped }
+    }
 }
 
 /// The vector between handler threads and the completer.

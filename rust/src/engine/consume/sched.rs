@@ -3,6 +3,7 @@
 //! One short lock. It is taken once a batch by a handler thread, twice a task by an event loop, and never held across a wait.
 
 mod ends;
+mod lost;
 mod runs;
 mod slot;
 mod threads;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use crate::engine::consume::moment::Moment;
 use crate::engine::consume::task::{Chunk, Task};
 
+pub use lost::Lost;
 pub use runs::Begun;
 pub use slot::{Next, Slot};
 
@@ -69,6 +71,8 @@ pub enum Message {
     Start(u64, Task),
     /// Cancel this run: its attempt has ended.
     Cancel(u64, Task),
+    /// Cancel this run, whose task was cancelled. It goes on to its end, which is told as any other's.
+    Interrupt(u64, Task),
 }
 
 /// What a claim may bring, one entry a type that wants something.
@@ -113,6 +117,8 @@ pub struct Expired {
     pub started: Moment,
     /// Its limit.
     pub timeout: Duration,
+    /// It was cancelled before: nothing is to be stored.
+    pub was_lost: bool,
 }
 
 /// See the module.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::engine::wire::{Elements, i64_of};
 
 /// What one claim took of one chunk: tasks that are alike, with their content in one buffer.
@@ -26,6 +28,9 @@ pub struct Chunk {
     formats: Vec<u8>,
     ends: Vec<u32>,
     payloads: Vec<u8>,
+    /// Places of the tasks that its claim no longer holds, or whose time is up, and that were running here. Here and not with each run:
+    /// it costs nothing where nobody cancels, and is there as long as anybody looks.
+    lost: Mutex<Vec<u32>>,
 }
 
 impl Chunk {
@@ -40,8 +45,8 @@ impl Chunk {
         attempts: i16,
         max_attempts: i16,
     ) -> Self {
-        let (ids, created_ats, formats, ends, payloads) = Default::default();
-        Self { epoch, no, kind, queue, track, attempts, max_attempts, ids, created_ats, formats, ends, payloads }
+        let (ids, created_ats, formats, ends, payloads, lost) = Default::default();
+        Self { epoch, no, kind, queue, track, attempts, max_attempts, ids, created_ats, formats, ends, payloads, lost }
     }
 
     /// Takes the content from the claim's arrays: one copy a chunk, none a task.
@@ -128,6 +133,21 @@ impl Task {
     pub fn holder(&self) -> Holder {
         Holder { epoch: self.chunk.epoch, no: self.chunk.no, id: self.id() }
     }
+
+    /// From here on nothing that comes of its run counts: it was cancelled, or its time is up. False: it was so before.
+    pub fn lose(&self) -> bool {
+        let mut lost = self.chunk.lost.lock();
+        let is_news = !lost.contains(&self.at);
+        if is_news {
+            lost.push(self.at);
+        }
+        is_news
+    }
+
+    /// Whether `lose` was called.
+    pub fn is_lost(&self) -> bool {
+        self.chunk.lost.lock().contains(&self.at)
+    }
 }
 
 /// A task as the database knows it in flight: registration, claim, id.
@@ -163,4 +183,6 @@ pub enum Outcome {
     Snoozed(f64),
     /// It was not started.
     GivenBack,
+    /// Its run counted no longer, and its handler ended it for that: there is nothing to store.
+    Dropped,
 }

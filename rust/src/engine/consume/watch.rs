@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::engine::consume::moment::Moment;
+use crate::engine::consume::outcomes::Ended;
+use crate::engine::consume::sched::Expired;
 use crate::engine::consume::{Phase, Shared};
 
 /// When tasks wait, threads are idle and no batch is taken, those at work are stuck in handlers: one more thread each 2 ms. What they
@@ -38,9 +40,13 @@ pub(super) async fn time(shared: &Shared) {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let mut sched = shared.sched.lock();
         let expired = sched.expire(Moment::now(), &shared.outcomes);
+        let (lost, expired): (Vec<Expired>, Vec<Expired>) = expired.into_iter().partition(|e| e.was_lost);
+        for run in &lost {
+            shared.outcomes.push(Ended::dropped(run.task.holder()));
+        }
         shared.expiring.fetch_add(expired.len(), Ordering::AcqRel);
         drop(sched);
-        if expired.is_empty() {
+        if expired.is_empty() && lost.is_empty() {
             continue;
         }
         shared.counters.timed_out(expired.len());

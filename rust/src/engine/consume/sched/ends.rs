@@ -28,8 +28,9 @@ impl Sched {
             let kind = run.task.chunk.kind;
             self.ended(kind);
             self.inbox.push_back(Message::Cancel(number, run.task.clone()));
+            let was_lost = !run.task.lose();
             if let (Some(started), Some(timeout)) = (run.started, self.kinds[kind].kind.timeout) {
-                expired.push(Expired { task: run.task, started, timeout });
+                expired.push(Expired { task: run.task, started, timeout, was_lost });
             }
         }
         if !expired.is_empty() {
@@ -66,7 +67,7 @@ impl Sched {
                     self.ended(task.chunk.kind);
                     out.push(task);
                 }
-                cancel @ Message::Cancel(..) => self.inbox.push_back(cancel),
+                cancel @ (Message::Cancel(..) | Message::Interrupt(..)) => self.inbox.push_back(cancel),
             }
         }
         // Fetched by the loop, which has not come to them.

@@ -107,6 +107,21 @@ impl Slot {
         !self.inner.lock().local.is_empty()
     }
 
+    /// Takes out what has not started of the tasks that are gone, and marks what runs of them: gives that if it is news. Under one lock:
+    /// what has not started may start at any time.
+    pub(super) fn lose(&self, is_gone: impl Fn(&Task) -> bool) -> (VecDeque<Task>, Option<Task>) {
+        let mut slot = self.inner.lock();
+        let (gone, left) = std::mem::take(&mut slot.local).into_iter().partition(&is_gone);
+        slot.local = left;
+        let current = slot.current.as_ref().map(|c| &c.task);
+        (gone, current.filter(|t| is_gone(t) && t.lose()).cloned())
+    }
+
+    /// What runs here, since when.
+    pub(super) fn current(&self) -> Option<(Holder, Moment)> {
+        self.inner.lock().current.as_ref().map(|c| (c.task.holder(), c.started))
+    }
+
     /// What runs here.
     pub(super) fn running(&self) -> Option<Holder> {
         self.inner.lock().current.as_ref().map(|c| c.task.holder())
@@ -125,7 +140,8 @@ impl Slot {
         let current = slot.current.take_if(|c| now.since(c.started) >= timeout)?;
         slot.written_off = true;
         outcomes.append(&mut slot.ended);
-        let expired = Expired { task: current.task, started: current.started, timeout };
+        let was_lost = !current.task.lose();
+        let expired = Expired { task: current.task, started: current.started, timeout, was_lost };
         Some((expired, slot.local.drain(..).collect()))
     }
 }
