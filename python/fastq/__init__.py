@@ -1,7 +1,7 @@
 """fastq: a task queue for Python on PostgreSQL.
 
 The shortest way is `App` and its decorator; under it are three parts: `Producer` enqueues, `Consumer` runs handlers,
-`Client` looks, cancels, retries, edits and deletes. What is imported here is loaded at its first use.
+`Client` looks, waits, cancels, retries, edits and deletes. What is imported here is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from fastq.errors import (
     FastqError,
     InvalidTransition,
     PayloadError,
+    ResultError,
+    ResultNotKept,
     SchemaError,
     SettingsError,
     TaskError,
+    TaskFailed,
     TaskNotFound,
 )
 from fastq.task import Enqueued, Task
@@ -83,6 +86,8 @@ __all__ = [
     "Page",
     "PayloadError",
     "Producer",
+    "ResultError",
+    "ResultNotKept",
     "Retention",
     "RetryPolicy",
     "SchemaError",
@@ -93,6 +98,7 @@ __all__ = [
     "Task",
     "TaskCancelled",
     "TaskError",
+    "TaskFailed",
     "TaskFunction",
     "TaskInfo",
     "TaskNotFound",

@@ -132,8 +132,8 @@ class Engine:
         """
     def begin(self, task: TaskInfo) -> int | None:
         """An async task's handler is called now: the index of its type. None: it must not be, and whose it is has been seen to."""
-    def complete(self, task: TaskInfo) -> None:
-        """An async task's handler returned."""
+    def complete(self, task: TaskInfo, value: object) -> None:
+        """An async task's handler returned ``value``: where its type keeps results, what can't be encoded goes to ``on_error``."""
     def fail(self, task: TaskInfo, verdict: tuple[bool, float | None, str, str]) -> None:
         """An async task's handler raised; the verdict is what ``on_error`` gives."""
     def dismiss(self, task: TaskInfo, error: BaseException) -> bool:

@@ -160,7 +160,7 @@ class Dispatcher:
                 running.pop(run.number, None)
                 return
             try:
-                await handlers[kind](info)  # type: ignore[misc]  # the engine sends no task of a sync handler
+                value = await handlers[kind](info)  # type: ignore[misc]  # the engine sends no task of a sync handler
             except BaseException as error:
                 fail(run, error)
                 if not isinstance(error, Exception | asyncio.CancelledError) and self._goes_on(error):
@@ -168,7 +168,7 @@ class Dispatcher:
             else:
                 if running.get(run.number) is run:
                     del running[run.number]
-                    complete(info)
+                    complete(info, value)
 
         return run_task
 

@@ -52,6 +52,8 @@ class ConsumerOptions(TypedDict, total=False):
     """Queues that keep theirs for times of their own (none do). The times of the consumer that leads count: give all the same."""
     upkeep: bool
     """Whether it may be the one that rescues, promotes and forgets for all (True)."""
+    result_limit: int
+    """Bytes of one result that is kept for ``result_ttl``, at most (1 MiB)."""
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -180,6 +182,14 @@ def read_duration(name: str, value: object) -> float:
     return seconds
 
 
+def read_seconds(name: str, value: object) -> float:
+    """Seconds, 0 included, from a number or a timedelta. Raises SettingsError."""
+    try:
+        return to_seconds(name, value)
+    except TypeError as error:
+        raise SettingsError(str(error)) from None
+
+
 def read_name(what: str, value: object) -> str:
     """A type's or a queue's name: 1 to 255 characters without NUL. Raises SettingsError."""
     if not isinstance(value, str):
@@ -204,4 +214,5 @@ __all__ = [
     "read_migration_options",
     "read_name",
     "read_producer_options",
+    "read_seconds",
 ]

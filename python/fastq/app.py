@@ -16,7 +16,7 @@ from typing import Any, Never, ParamSpec, TypeVar, Unpack
 from fastq import _exit
 from fastq._engine import TaskInfo
 from fastq._function import Options, TaskFunction, TaskOptions
-from fastq._options import ConsumerOptions, read_count, read_duration, read_name
+from fastq._options import ConsumerOptions, read_count, read_duration, read_name, read_seconds
 from fastq.consumer import Consumer
 from fastq.errors import SettingsError
 from fastq.middleware import Middleware, read_middleware
@@ -42,6 +42,7 @@ class ConsumerArguments(ConsumerOptions, total=False):
     error_hook: ErrorHook | None
     stop_timeout: float | timedelta
     traceback_limit: int
+    result_ttl: float | timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class _Definition:
     timeout: float | None
     retry_policy: RetryPolicy | None
     middleware: Sequence[Middleware]
+    result_ttl: float | None
 
 
 class App:
@@ -101,6 +103,7 @@ class App:
         workers: int | None = None,
         retry_policy: RetryPolicy | RetryFunction | None = None,
         middleware: Sequence[Middleware] = (),
+        result_ttl: float | timedelta | None = None,
     ) -> Callable[[Callable[P, R]], TaskFunction[P, R]]:
         """Decorate a function, sync or async, to be the handler of tasks of ``type``: it gets the payload's fields by name.
 
@@ -112,6 +115,8 @@ class App:
             workers: how many of it run at once in a consumer; None: as many as its ``concurrency`` lets.
             retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
             middleware: what goes around it, the first outermost; all of it within what ``use_middleware`` was given.
+            result_ttl: seconds, or a timedelta, that what it returns is kept for `Client.wait`, as `Consumer.handler` takes it; 0: not
+                at all; None: as the consumer has it.
 
         Raises:
             SettingsError: a value out of range, the type has a function, or a parameter of the function has no name to
@@ -126,13 +131,14 @@ class App:
         limit = None if timeout is None else read_duration("timeout", timeout)
         policy = None if retry_policy is None else read_policy(retry_policy)
         around = [read_middleware(one) for one in middleware]
+        ttl = None if result_ttl is None else read_seconds("result_ttl", result_ttl)
 
         def decorate(function: Callable[P, R]) -> TaskFunction[P, R]:
             if name in self._definitions:
                 raise SettingsError(f"type {name!r} has a function: {self._definitions[name].function!r}")
             made = TaskFunction(self, function, name, options)
             self._definitions[name] = _Definition(
-                function, inspect.iscoroutinefunction(function), cap, limit, policy, around
+                function, inspect.iscoroutinefunction(function), cap, limit, policy, around, ttl
             )
             return made
 
@@ -231,6 +237,7 @@ class App:
                 timeout=definition.timeout,
                 retry_policy=definition.retry_policy,
                 middleware=definition.middleware,
+                result_ttl=definition.result_ttl,
                 is_async=definition.is_async,
             )
         return consumer

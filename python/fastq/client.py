@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, Self, TypeAlias, TypeVar, Unpack, overload
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, Unpack, overload
 
 from fastq import migrations
 from fastq._actions import Action, Change, Query, act_on_batch, act_on_one
 from fastq._arguments import AS_IT_IS, Filter, check_id, read_change, read_filter, read_texts
 from fastq._db import Borrowed, UserConnection
 from fastq._link import Link
-from fastq._options import ClientOptions, read_client_options
+from fastq._options import ClientOptions, read_client_options, read_duration, read_seconds
 from fastq._records import (
     KINDS,
     LAST_ID,
@@ -27,6 +28,7 @@ from fastq._records import (
     places_of,
     to_record,
 )
+from fastq._waiting import POLL_INTERVAL, Waits, refusal
 from fastq.errors import SettingsError, TaskNotFound
 from fastq.settings import resolve_dsn, resolve_schema
 
@@ -68,10 +70,11 @@ class Client:
             tasks, a worker (``sqlstate`` 42501).
     """
 
-    __slots__ = ("_link",)
+    __slots__ = ("_link", "_waits")
 
     def __init__(self, dsn: str | None = None, *, schema: str | None = None, **options: Unpack[ClientOptions]) -> None:
         self._link = Link(resolve_dsn(dsn), resolve_schema(schema), read_client_options(options))
+        self._waits = Waits(lambda ids: self._link.read("find_results", ids, walk=True))
 
     def get_task(self, id: int) -> TaskRecord:  # noqa: A002 - the word that records and tables use
         """The task with its state and its failed attempts. Takes about as long with a million tasks as with ten.
@@ -84,6 +87,47 @@ class Client:
         if not rows:
             raise self._not_found(id)
         return to_record(rows[0], with_errors=True)
+
+    def wait(
+        self,
+        id: int,  # noqa: A002
+        timeout: float | timedelta | None = None,
+        *,
+        poll_interval: float | timedelta = POLL_INTERVAL,
+    ) -> Any:
+        """Wait until a task has completed, in whatever process, and give what its handler returned.
+
+        Its handler must keep it: ``result_ttl``, at `App.task`, `Consumer.handler` or `Consumer`. It looks for it over the client's one
+        connection, first after 20 ms, then in pauses that grow to ``poll_interval``; the waits of several threads share their looks.
+
+        Args:
+            id: the task's, of a transaction that is committed.
+            timeout: seconds, or a timedelta; 0: look once; None: for as long as it takes.
+            poll_interval: seconds, or a timedelta, between two looks, at most.
+
+        Returns:
+            What the handler returned, as JSON has it, or the raw ``bytes``. None: the handler returned None.
+
+        Raises:
+            TaskFailed: it failed for good, was cancelled, or expired; ``task`` tells more.
+            ResultNotKept: it has completed, and its result was not kept, or for no longer than this.
+            TaskNotFound: there is none, or it was deleted meanwhile, or its retention is over.
+            TimeoutError: it has not ended in this time. It goes on, and can be waited for again.
+        """
+        check_id(id)
+        limit = None if timeout is None else read_seconds("timeout", timeout)
+        pause = read_duration("poll_interval", poll_interval)
+        if not 0 < id < LAST_ID:
+            raise self._not_found(id)
+        deadline = None if limit is None else time.monotonic() + limit
+        while (ending := self._waits.wait(id, deadline, pause)) is not None:
+            if ending.place == "result":
+                return ending.value
+            if ending.place == "nowhere":
+                raise self._not_found(id)
+            if (error := refusal(self.get_task(id))) is not None:
+                raise error
+        raise TimeoutError(f"task {id} has not ended within {limit:g} s")
 
     def list_tasks(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar, Unpack
 from fastq import _engine
 from fastq._engine import TaskInfo
 from fastq._lifetime import drive, drive_async, refuse_running_loop
-from fastq._options import ConsumerOptions, read_consumer_options, read_count, read_duration, read_name
+from fastq._options import ConsumerOptions, read_consumer_options, read_count, read_duration, read_name, read_seconds
 from fastq._running import Running
 from fastq.errors import ConsumerError, SettingsError
 from fastq.middleware import Middleware, read_middleware, surround
@@ -58,6 +58,8 @@ class Consumer:
         stop_timeout: seconds, or a timedelta, that ``run``, ``arun`` and the ends of ``with`` and ``async with`` wait for
             running handlers.
         traceback_limit: bytes that are kept of a traceback.
+        result_ttl: seconds, or a timedelta, that what a handler returned is kept for `Client.wait`; None or 0: not at all. A type
+            may have its own.
         **settings: see `ConsumerOptions`.
 
     Raises:
@@ -75,6 +77,7 @@ class Consumer:
         error_hook: ErrorHook | None = None,
         stop_timeout: float | timedelta = STOP_TIMEOUT,
         traceback_limit: int = TRACEBACK_LIMIT,
+        result_ttl: float | timedelta | None = None,
         **settings: Unpack[ConsumerOptions],
     ) -> None:
         options = read_consumer_options(settings)
@@ -89,6 +92,7 @@ class Consumer:
         self._retry_policy = read_policy(retry_policy)
         self._error_hook = _read_hook(error_hook)
         self._traceback_limit = read_count("traceback_limit", traceback_limit)
+        self._result_ttl = 0.0 if result_ttl is None else read_seconds("result_ttl", result_ttl)
         self._stop_timeout = to_seconds("stop_timeout", stop_timeout)
         self._handlers: dict[str, _Registration] = {}
         self._middleware: list[Middleware] = []
@@ -106,11 +110,12 @@ class Consumer:
         timeout: float | timedelta | None = None,
         retry_policy: RetryPolicy | RetryFunction | None = None,
         middleware: Sequence[Middleware] = (),
+        result_ttl: float | timedelta | None = None,
     ) -> Callable[[H], H]:
-        """Decorate the function, sync or async, that runs tasks of ``type``. It gets a `TaskInfo`; its result is dropped.
+        """Decorate the function, sync or async, that runs tasks of ``type``: it gets a `TaskInfo`.
 
-        An exception ends the attempt as failed, ``SystemExit`` and ``KeyboardInterrupt`` too: a task that ends the worker
-        would end one after the other.
+        What it returns is dropped, unless ``result_ttl`` keeps it. An exception ends the attempt as failed, ``SystemExit`` and
+        ``KeyboardInterrupt`` too: a task that ends the worker would end one after the other.
 
         Args:
             type: exactly that of the tasks.
@@ -119,6 +124,9 @@ class Consumer:
                 a sync handler can't be, its thread goes on and what comes of it is dropped.
             retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
             middleware: what goes around it, the first outermost; all of it within what ``use`` was given.
+            result_ttl: seconds, or a timedelta, that what it returns is kept for `Client.wait`; 0: not at all; None: as the consumer
+                has it. It is encoded as payloads are (JSON, or raw ``bytes``), and at most ``result_limit`` bytes. What can't be
+                encoded, or is larger, fails the task at once and for good, as `ResultError`: another run would do the work again.
 
         Raises:
             SettingsError: a bad type or value, or the type has a handler.
@@ -127,7 +135,13 @@ class Consumer:
 
         def decorate(function: H) -> H:
             self.add_handler(
-                type, function, workers=workers, timeout=timeout, retry_policy=retry_policy, middleware=middleware
+                type,
+                function,
+                workers=workers,
+                timeout=timeout,
+                retry_policy=retry_policy,
+                middleware=middleware,
+                result_ttl=result_ttl,
             )
             return function
 
@@ -142,6 +156,7 @@ class Consumer:
         timeout: float | timedelta | None = None,
         retry_policy: RetryPolicy | RetryFunction | None = None,
         middleware: Sequence[Middleware] = (),
+        result_ttl: float | timedelta | None = None,
         is_async: bool | None = None,
     ) -> None:
         """Register a handler as ``handler`` does.
@@ -153,6 +168,7 @@ class Consumer:
             timeout: as in ``handler``.
             retry_policy: as in ``handler``.
             middleware: as in ``handler``.
+            result_ttl: as in ``handler``.
             is_async: whether ``function`` returns an awaitable; None: find out, which works for ``async def``.
 
         Raises:
@@ -170,11 +186,13 @@ class Consumer:
             raise SettingsError(f"the handler of {name!r} is a generator, and calling it would run nothing")
         if is_async is None:
             is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+        ttl = self._result_ttl if result_ttl is None else read_seconds("result_ttl", result_ttl)
         settings = TypeSettings(
             type=name,
             is_async=is_async,
             workers=None if workers is None else read_count("workers", workers),
             timeout=None if timeout is None else read_duration("timeout", timeout),
+            result_ttl=ttl or None,
         )
         with self._lock:
             if self._running is not None or self._is_stopped:

@@ -5,7 +5,7 @@ Each message says what was tried, with what, and what to do. None holds a passwo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from fastq._records import TaskRecord
@@ -78,19 +78,41 @@ class TaskNotFound(TaskError):  # noqa: N818 - it says what happened
     """There is no such task, or it was removed at the end of its retention."""
 
 
-class InvalidTransition(TaskError):  # noqa: N818 - it says what happened
+class _TaskFound(TaskError):  # noqa: N818 - a base alone
+    def __init__(self, message: str, task: TaskRecord) -> None:
+        super().__init__(message)
+        self.task = task
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, TaskRecord]]:
+        return type(self), (str(self), self.task)
+
+
+class InvalidTransition(_TaskFound):
     """A task is in a state in which this can't be done to it. Nothing was changed.
 
     Attributes:
         task: the task as it was found (`TaskRecord`).
     """
 
-    def __init__(self, message: str, task: TaskRecord) -> None:
-        super().__init__(message)
-        self.task = task
 
-    def __reduce__(self) -> tuple[type[InvalidTransition], tuple[str, TaskRecord]]:
-        return type(self), (str(self), self.task)
+class TaskFailed(_TaskFound):
+    """A task that was waited for ended without a result: it failed for good, was cancelled, or expired.
+
+    Attributes:
+        task: the task as it was found (`TaskRecord`): its ``state`` says which, its ``errors`` why.
+    """
+
+
+class ResultNotKept(_TaskFound):
+    """A task that was waited for has completed, and its result is not there: its handler keeps none, or the time is over (``result_ttl``).
+
+    Attributes:
+        task: the task as it was found (`TaskRecord`).
+    """
+
+
+class ResultError(TaskError):
+    """What a handler returned can't be kept as its result: it can't be encoded, or is over the limit. The task fails for good."""
 
 
 class ConsumerError(FastqError):
@@ -105,8 +127,11 @@ __all__ = [
     "FastqError",
     "InvalidTransition",
     "PayloadError",
+    "ResultError",
+    "ResultNotKept",
     "SchemaError",
     "SettingsError",
     "TaskError",
+    "TaskFailed",
     "TaskNotFound",
 ]

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fastq.control import Control, SkipRetry, Snooze, SnoozeWithError, find_control
+from fastq.errors import ResultError
 from fastq.retry import ExponentialBackoff, RetryPolicy
 from fastq.task import to_seconds
 
@@ -88,7 +89,8 @@ class FailureHandler:
         return False, delay, text, format_traceback(error, self._traceback_limit)
 
     def _delay(self, task: TaskInfo, error: BaseException, control: Control | None) -> float | None:
-        if isinstance(control, SkipRetry) or task.attempt >= task.max_attempts:
+        # A handler that returned has done its work: again, it would do it twice and return the like.
+        if isinstance(control, SkipRetry) or isinstance(error, ResultError) or task.attempt >= task.max_attempts:
             return None
         if isinstance(control, SnoozeWithError):
             return control.seconds

@@ -9,6 +9,8 @@ from fastq.errors import SettingsError
 
 #: A payload may be at most this many bytes unless the producer is told otherwise.
 PAYLOAD_LIMIT = 1024 * 1024
+#: A result that is kept may be at most this many bytes unless the consumer is told otherwise.
+RESULT_LIMIT = 1024 * 1024
 
 
 def resolve_dsn(dsn: str | None) -> str:
@@ -40,6 +42,8 @@ class TypeSettings:
     """At most this many of its handlers run at once; None: no cap of its own."""
     timeout: float | None = None
     """Seconds after which an attempt ends as failed; None: never."""
+    result_ttl: float | None = None
+    """Seconds that what its handlers return is kept; None: it is not."""
 
 
 @dataclass(slots=True)
@@ -71,6 +75,8 @@ class ConsumerSettings:
     """Queue, and its own four, in the order above."""
     upkeep: bool = True
     """It may be the one that rescues, promotes and forgets for all."""
+    result_limit: int = RESULT_LIMIT
+    """Bytes of one result that is kept."""
 
 
 @dataclass(slots=True)
@@ -98,6 +104,7 @@ class ClientSettings:
 
 __all__ = [
     "PAYLOAD_LIMIT",
+    "RESULT_LIMIT",
     "ClientSettings",
     "ConsumerSettings",
     "ProducerSettings",

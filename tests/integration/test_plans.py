@@ -31,6 +31,7 @@ HOT = (
     "cancel_ready",
     "claim_tasks",
     "complete_tasks",
+    "complete_with_results",
     "delete_dead",
     "delete_delayed",
     "delete_done",
@@ -41,6 +42,7 @@ HOT = (
     "fail_tasks",
     "find_ended_tasks",
     "find_enqueued",
+    "find_results",
     "find_tokens",
     "forget_tasks",
     "give_back_tasks",
@@ -105,6 +107,7 @@ FILL = (
         "SELECT 20000000 + g, 1, 1, 2, g % 2, 1, 1, int8multirange(int8range(20000000 + g, 20000001 + g)) "
         "FROM generate_series($1::bigint, $2::bigint) g"
     ),
+    "INSERT INTO fastq.result SELECT 20000000 + g, now() + interval '1 hour', 'j', '1' FROM generate_series($1::bigint, $2::bigint) g",
     "INSERT INTO fastq.token SELECT 't', 'token ' || g, g FROM generate_series($1::bigint, $2::bigint) g",
     (
         "INSERT INTO fastq.claim (consumer, no, lane, leaf, track, attempts, max_attempts, task_bytes, ids) "
@@ -117,10 +120,11 @@ DELETE_ALL = (
     "DELETE FROM fastq.ready",
     "DELETE FROM fastq.delayed",
     "DELETE FROM fastq.done",
+    "DELETE FROM fastq.result",
     "DELETE FROM fastq.token",
     "DELETE FROM fastq.claim",
 )
-GROWS = re.compile(r"ready|claim|delayed|dead|task_\d\d|done_\d\d|token|attempt_error")
+GROWS = re.compile(r"ready|claim|delayed|dead|task_\d\d|done_\d\d|token|attempt_error|result")
 LEAVES = re.compile(r"(task|done)_\d\d")
 
 
@@ -355,6 +359,8 @@ def test_a_claim_reads_as_much_as_it_takes(big: Session) -> None:
 def test_a_completion_reads_its_claim_alone(big: Session) -> None:
     claimed = "'{1000}'", """'{"{[30001000,30001001)}"}'"""
     assert pages(big, TEXTS["complete_tasks"], "0", *claimed, *claimed, "'{5}'") < 60
+    values = "'{30001000}'", "'{1000}'", "'{60}'", "'{j}'", "'{x}'"
+    assert pages(big, TEXTS["complete_with_results"], "0", *claimed, *claimed, "'{5}'", *values) < 80
     assert pages(big, TEXTS["give_back_tasks"], "0", *claimed) < 60
 
 
@@ -402,6 +408,15 @@ def test_a_flush_in_doubt_is_looked_up_in_a_few_pages_a_task(big: Session) -> No
     assert pages(big, TEXTS["find_ended_tasks"], *values) < 3 * 150
 
 
+def test_a_look_for_results_reads_a_few_pages_a_task(big: Session) -> None:
+    # The claims are read once; there are a thousand of them.
+    claims = pages(big, TEXTS["find_results"], "'{40000000}'")
+    assert claims < 1300
+    for what, first in (("result", 20_400_000), ("waiting", 400_000), ("delayed", 10_400_000)):
+        ids = ",".join(str(first + n * 100) for n in range(100))
+        assert pages(big, TEXTS["find_results"], f"'{{{ids}}}'") < claims + 100 * 15, what
+
+
 @pytest.mark.parametrize(
     ("what", "id_"),
     [
@@ -434,6 +449,7 @@ def test_each_step_of_retention_reads_as_much_as_it_does(big: Session) -> None:
     assert pages(big, TEXTS["purge_tokens"], "7", "1", "0", "'t'", "'token 5'", "100") < 100 * 60
     assert pages(big, TEXTS["purge_dead"], "7", "1", "'{failed}'", "'{NULL}'", "'{0}'", "100") < 20
     assert pages(big, TEXTS["purge_errors"], "7", "1", "0", "0", "100") < 20
+    assert pages(big, TEXTS["purge_results"], "7", "1", "100") < 20
     assert pages(big, TEXTS["carry_delayed"], "7", "1", "0", "100") < 100 * 40
     assert pages(big, TEXTS["open_leaf"], "7", "1", "0") < 30
 

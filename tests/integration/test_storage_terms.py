@@ -106,6 +106,11 @@ _UPKEEP: Final = {
         lambda leader: leader.run("purge_tokens", 0.0, "", "", 10),
         lambda store: store.sql("SELECT token FROM fastq.token"),
     ),
+    "purge_results": _Upkeep(
+        lambda store, _: store.sql("INSERT INTO fastq.result VALUES (7, now() - interval '1 s', 'j', '1')"),
+        lambda leader: leader.run("purge_results", 10),
+        lambda store: store.sql("SELECT id FROM fastq.result"),
+    ),
     "resign_leader": _Upkeep(
         lambda *_: None,
         lambda leader: leader.run("resign_leader"),

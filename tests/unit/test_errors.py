@@ -24,6 +24,9 @@ def test_all_are_fastq_errors(name: str) -> None:
         (errors.PayloadError, errors.EnqueueError),
         (errors.TaskNotFound, errors.TaskError),
         (errors.InvalidTransition, errors.TaskError),
+        (errors.TaskFailed, errors.TaskError),
+        (errors.ResultNotKept, errors.TaskError),
+        (errors.ResultError, errors.TaskError),
     ],
 )
 def test_branches(child: type[Exception], parent: type[Exception]) -> None:

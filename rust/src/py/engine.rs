@@ -16,6 +16,7 @@ use crate::engine::consume::{self, Phase, Settings, Shared};
 use crate::engine::error::{Error, Kind as ErrorKind};
 use crate::py::error::OrRaise;
 use crate::py::mailbox;
+use crate::py::result;
 use crate::py::task::{TaskInfo, run_as};
 
 /// A thread hands its outcomes over after this long, even within a batch; while it is within a handler, the engine's watch does.
@@ -31,6 +32,7 @@ struct TypeSettings {
     is_async: bool,
     workers: Option<usize>,
     timeout: Option<f64>,
+    result_ttl: Option<f64>,
 }
 
 #[derive(FromPyObject)]
@@ -55,6 +57,7 @@ struct ConsumerSettings {
     expired_retention: f64,
     queue_retention: Vec<(String, f64, f64, f64, f64)>,
     upkeep: bool,
+    result_limit: usize,
 }
 
 impl ConsumerSettings {
@@ -81,11 +84,13 @@ impl ConsumerSettings {
         let concurrency = self.concurrency;
         let kind = |t: TypeSettings| {
             let timeout = t.timeout.map(|s| time("timeout", s)).transpose()?;
+            let result_ttl = t.result_ttl.map(|s| time("result_ttl", s)).transpose()?;
             Ok(Kind {
                 name: t.r#type,
                 is_async: t.is_async,
                 workers: t.workers.unwrap_or(concurrency).min(concurrency),
                 timeout,
+                result_ttl,
             })
         };
         Ok(Settings {
@@ -111,6 +116,7 @@ impl ConsumerSettings {
                 queues: self.queue_retention.into_iter().map(of_queue).collect::<Result<_, Error>>()?,
             },
             upkeep: self.upkeep,
+            result_limit: self.result_limit,
             dsn: self.dsn,
             schema: self.schema,
         })
@@ -147,13 +153,14 @@ impl Engine {
 
     /// Calls a sync handler in a fresh context. Whatever goes wrong becomes an outcome: a thread that left early would keep its slot.
     fn call(&self, py: Python<'_>, handler: &Py<PyAny>, task: Task, shared: &Arc<Shared>) -> Outcome {
+        let kind = task.chunk.kind;
         let called = Py::new(py, TaskInfo::new(task, 0, shared)).and_then(|info| {
             let context = self.copy_context.call0(py)?;
             Ok(run_as(info.clone_ref(py), || {
                 let returned = context.call_method1(py, pyo3::intern!(py, "run"), (handler, &info)).and_then(|value| {
                     // A sync function around a coroutine function: nothing has run.
                     if value.is_none(py) || !value.bind(py).hasattr(pyo3::intern!(py, "__await__"))? {
-                        return Ok(());
+                        return result::completed(value.bind(py), kind, &shared.settings);
                     }
                     value.bind(py).call_method0(pyo3::intern!(py, "close")).ok();
                     let wrong = "the handler returned an awaitable, which nobody awaits: make it `async def`";
@@ -166,8 +173,7 @@ impl Engine {
             }))
         });
         match called {
-            Ok(Ok(())) => Outcome::Completed,
-            Ok(Err(outcome)) => outcome,
+            Ok(Ok(outcome) | Err(outcome)) => outcome,
             Err(e) => failed(Some(UNCALLED_S), format!("the handler could not be called: {e}")),
         }
     }
@@ -324,8 +330,12 @@ impl Engine {
         task.shared.begin_run(task.run).then_some(task.task.chunk.kind)
     }
 
-    fn complete(&self, py: Python<'_>, task: &TaskInfo) -> PyResult<()> {
-        self.shared(py)?.finish_run(task.run, &task.task, Outcome::Completed);
+    fn complete(&self, task: &Bound<'_, TaskInfo>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, info) = (task.py(), task.get());
+        let shared = self.shared(py)?;
+        let outcome = result::completed(value, info.task.chunk.kind, &shared.settings)
+            .unwrap_or_else(|e| self.judge(py, task.as_unbound(), e));
+        shared.finish_run(info.run, &info.task, outcome);
         Ok(())
     }
 

@@ -34,10 +34,11 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
-        let mut message = String::from("payload");
-        for step in refusal.path.iter().rev() {
+impl Refusal {
+    /// What is wrong, and where in `what`.
+    fn message(&self, what: &str) -> String {
+        let mut message = what.to_owned();
+        for step in self.path.iter().rev() {
             match step {
                 Step::Key(key) if is_name(key) => message.extend([".", key]),
                 Step::Key(key) => {
@@ -47,8 +48,14 @@ impl From<Refusal> for Error {
                 Step::Index(n) => message.extend(["[", &n.to_string(), "]"]),
             }
         }
-        message.extend([": ", &refusal.reason]);
-        Error::new(Kind::Payload, message)
+        message.extend([": ", &self.reason]);
+        message
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Error::new(Kind::Payload, refusal.message("payload"))
     }
 }
 
@@ -63,6 +70,13 @@ pub(crate) fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, limit: usize) 
     let end = out.len().saturating_add(limit);
     write_value(value, out, end, 0)?;
     crate::engine::produce::task::check_payload(out.len() > end, limit)
+}
+
+/// As `encode`, of what a handler returned: whether it is over the limit is for the caller to see. The error is its text.
+pub(crate) fn encode_result(value: &Bound<'_, PyAny>, limit: usize) -> Result<Vec<u8>, String> {
+    let mut out = Vec::with_capacity(64);
+    write_value(value, &mut out, limit, 0).map_err(|refusal| refusal.message("result"))?;
+    Ok(out)
 }
 
 fn write_value(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, end: usize, depth: usize) -> Result<(), Refusal> {

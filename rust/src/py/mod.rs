@@ -6,6 +6,7 @@ mod error;
 mod json;
 mod mailbox;
 mod producer;
+mod result;
 mod task;
 mod task_in;
 mod tx;

@@ -41,6 +41,8 @@ const SOON: Duration = Duration::from_millis(2);
 const TRICKLE: Duration = Duration::from_millis(4);
 /// Outcomes not yet stored, beyond which nothing more is claimed.
 const MOST_UNFLUSHED: usize = 5_000;
+/// Nor while they hold more bytes of results than this.
+const MOST_UNFLUSHED_BYTES: usize = 64 << 20;
 
 #[derive(Debug)]
 struct Lane {
@@ -196,7 +198,9 @@ impl<'a> Claimer<'a> {
             self.list_lanes().await?;
         }
         let now = Instant::now();
-        if self.shared.outcomes.unflushed() > MOST_UNFLUSHED || !self.shared.may_start(Moment::now()) {
+        let outcomes = &self.shared.outcomes;
+        let is_full = outcomes.unflushed() > MOST_UNFLUSHED || outcomes.unflushed_bytes() > MOST_UNFLUSHED_BYTES;
+        if is_full || !self.shared.may_start(Moment::now()) {
             self.pause(SOON).await;
             return Ok(false);
         }

@@ -1,12 +1,14 @@
 //! The completer: stores what became of tasks. It never drops a result: it keeps trying through an outage, and looks up what is in doubt.
 
+mod flush;
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join4;
+use futures_util::future::try_join5;
 use tokio::time::{sleep, timeout};
 
 use crate::engine::connect::{Backoff, Link, Target};
@@ -19,11 +21,10 @@ use crate::engine::consume::{Phase, Shared};
 use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
 use crate::engine::wire::IdSet;
+use flush::{Flush, Part, Sets};
 
 /// Outcomes in one statement, at most.
 const FLUSH: usize = 1_000;
-/// A look-up by `lo` finds a row of `done` whose ids span less than this.
-const SPAN: i64 = 1_024;
 /// After a flush of at least this many, the next one gathers for a moment: under load a flush of hundreds costs what one of ten does.
 const BUSY: usize = 48;
 /// That moment, counted from the start of the flush before.
@@ -34,96 +35,6 @@ const PARKED: Duration = Duration::from_secs(30);
 const PLAIN: &str = "its failure could not be stored";
 /// An abandoned engine goes on trying to store what it has for this share of its last time; the rest is for signing off.
 const LAST_TRIES: f64 = 0.5;
-
-/// Outcomes of one registration of this consumer, by statement.
-#[derive(Debug, Default)]
-struct Flush {
-    /// By claim: ids and their run times.
-    completed: BTreeMap<i64, Vec<(i64, u32)>>,
-    failed: Vec<(i64, i64, Failure, u32)>,
-    /// Claim, id and seconds.
-    snoozed: Vec<(i64, i64, f64)>,
-    given_back: BTreeMap<i64, Vec<i64>>,
-    count: usize,
-    /// It was sent before and no answer came: what is refused now may have been stored then.
-    in_doubt: bool,
-}
-
-/// Which of the four statements a refusal came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Completed,
-    Failed,
-    Snoozed,
-    GivenBack,
-}
-
-impl Flush {
-    fn add(&mut self, ended: Ended) {
-        let (no, id) = (ended.holder.no, ended.holder.id);
-        self.count += usize::from(!matches!(ended.outcome, Outcome::Dropped));
-        match ended.outcome {
-            Outcome::Completed => self.completed.entry(no).or_default().push((id, ended.took_us)),
-            Outcome::Failed(failure) => self.failed.push((no, id, *failure, ended.took_us)),
-            Outcome::Snoozed(delay) => self.snoozed.push((no, id, delay)),
-            Outcome::GivenBack => self.given_back.entry(no).or_default().push(id),
-            Outcome::Dropped => {}
-        }
-    }
-
-    /// Two flushes of half the members each, for finding the one that a statement fails for.
-    fn split(self) -> (Flush, Flush) {
-        let half = self.count / 2;
-        let like = || Flush { in_doubt: self.in_doubt, ..Flush::default() };
-        let mut halves = (like(), like());
-        for (i, ended) in self.into_members().enumerate() {
-            if i < half { halves.0.add(ended) } else { halves.1.add(ended) }
-        }
-        halves
-    }
-
-    fn into_members(self) -> impl Iterator<Item = Ended> {
-        use crate::engine::consume::task::Holder;
-        let holder = |no, id| Holder { epoch: 0, no, id };
-        let completed =
-            self.completed.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |(id, took)| (no, id, took)));
-        let completed = completed.map(move |(no, id, took_us)| Ended {
-            holder: holder(no, id),
-            took_us,
-            outcome: Outcome::Completed,
-        });
-        let failed = self.failed.into_iter();
-        let failed = failed.map(move |(no, id, f, took_us)| Ended {
-            holder: holder(no, id),
-            took_us,
-            outcome: Outcome::Failed(Box::new(f)),
-        });
-        let snoozed = self.snoozed.into_iter();
-        let snoozed = snoozed.map(move |(no, id, delay)| Ended {
-            holder: holder(no, id),
-            took_us: 0,
-            outcome: Outcome::Snoozed(delay),
-        });
-        let back = self.given_back.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |id| (no, id)));
-        let back = back.map(move |(no, id)| Ended { holder: holder(no, id), took_us: 0, outcome: Outcome::GivenBack });
-        completed.chain(failed).chain(snoozed).chain(back)
-    }
-
-    /// Members by claim, for the books.
-    fn by_claim(&self) -> HashMap<i64, u64> {
-        let mut counts: HashMap<i64, u64> = HashMap::new();
-        for (no, ids) in &self.completed {
-            *counts.entry(*no).or_default() += ids.len() as u64;
-        }
-        for (no, ids) in &self.given_back {
-            *counts.entry(*no).or_default() += ids.len() as u64;
-        }
-        for no in self.failed.iter().map(|f| f.0).chain(self.snoozed.iter().map(|s| s.0)) {
-            *counts.entry(no).or_default() += 1;
-        }
-        counts
-    }
-}
 
 /// See the module.
 pub struct Completer<'a> {
@@ -191,17 +102,22 @@ impl<'a> Completer<'a> {
             }
             last = (Instant::now(), ended.len());
             let mut flushes: BTreeMap<u32, Flush> = BTreeMap::new();
-            let count = ended.len();
+            let (count, bytes) = (ended.len(), ended.iter().map(Ended::bytes).sum());
             for one in ended {
                 if matches!(one.outcome, Outcome::Dropped) {
                     self.books.borrow_mut().settle(one.holder.epoch, one.holder.no, 1);
                     continue;
                 }
-                flushes.entry(one.holder.epoch).or_default().add(one);
+                let epoch = one.holder.epoch;
+                let flush = flushes.entry(epoch).or_default();
+                flush.add(one);
+                if flush.is_full() {
+                    self.todo.push((epoch, std::mem::take(flush)));
+                }
             }
-            self.todo.extend(flushes.into_iter().rev());
+            self.todo.extend(flushes.into_iter().rev().filter(|(_, flush)| flush.count > 0));
             self.store().await;
-            self.shared.outcomes.flushed(count);
+            self.shared.outcomes.flushed(count, bytes);
             if last.1 >= BUSY && self.shared.outcomes.len() < FLUSH / 2 && self.shared.phase() == Phase::Running {
                 self.gather(last.0).await;
             }
@@ -292,6 +208,7 @@ impl<'a> Completer<'a> {
             let id = member.holder.id;
             let (plain, delay) = match &member.outcome {
                 Outcome::Completed => (format!("its completion could not be stored: SQLSTATE {code}"), None),
+                Outcome::Returned(_) => (format!("its result could not be stored: SQLSTATE {code}"), None),
                 Outcome::Failed(f) if f.error.starts_with(PLAIN) => (String::new(), f.delay),
                 Outcome::Failed(f) => (format!("{PLAIN}: SQLSTATE {code}"), f.delay),
                 Outcome::Snoozed(delay) => (format!("its snooze could not be stored: SQLSTATE {code}"), Some(*delay)),
@@ -347,19 +264,33 @@ impl<'a> Completer<'a> {
             if flush.completed.is_empty() {
                 return Ok(Vec::new());
             }
-            let (mut nos, mut sets, mut piece_nos, mut pieces, mut times) = (vec![], vec![], vec![], vec![], vec![]);
+            let mut sets = Sets::default();
             for (no, members) in &flush.completed {
-                let mut ids: Vec<i64> = members.iter().map(|m| m.0).collect();
-                let set = IdSet::from_ids(&mut ids);
-                for piece in set.pieces(SPAN) {
-                    times.push(members.iter().filter(|m| piece.contains(m.0)).map(|m| i64::from(m.1)).sum::<i64>());
-                    piece_nos.push(*no);
-                    pieces.push(piece);
-                }
-                nos.push(*no);
-                sets.push(set);
+                sets.add(*no, members);
             }
-            link.query("complete_tasks", &[&me, &nos, &sets, &piece_nos, &pieces, &times]).await
+            let Sets { nos, ids, piece_nos, pieces, times } = &sets;
+            link.query("complete_tasks", &[&me, nos, ids, piece_nos, pieces, times]).await
+        };
+        let returned = async {
+            if flush.returned.is_empty() {
+                return Ok(Vec::new());
+            }
+            let mut sets = Sets::default();
+            for (no, members) in &flush.returned {
+                sets.add(*no, &members.iter().map(|m| (m.0, m.1)).collect::<Vec<_>>());
+            }
+            let Sets { nos, ids, piece_nos, pieces, times } = &sets;
+            let all = || flush.returned.iter().flat_map(|(no, members)| members.iter().map(move |m| (*no, m.0, &m.2)));
+            let value_ids: Vec<i64> = all().map(|r| r.1).collect();
+            let value_nos: Vec<i64> = all().map(|r| r.0).collect();
+            let seconds: Vec<f64> = all().map(|r| r.2.seconds).collect();
+            let formats: Vec<&str> = all().map(|r| if r.2.is_json { "j" } else { "b" }).collect();
+            let values: Vec<&[u8]> = all().map(|r| r.2.value.as_slice()).collect();
+            link.query(
+                "complete_with_results",
+                &[&me, nos, ids, piece_nos, pieces, times, &value_ids, &value_nos, &seconds, &formats, &values],
+            )
+            .await
         };
         let failed = async {
             if flush.failed.is_empty() {
@@ -390,15 +321,17 @@ impl<'a> Completer<'a> {
             let sets: Vec<IdSet> = flush.given_back.values().map(|ids| IdSet::from_ids(&mut ids.clone())).collect();
             link.query("give_back_tasks", &[&me, &nos, &sets]).await
         };
-        let (completed, failed, snoozed, given_back) = try_join4(completed, failed, snoozed, given_back).await?;
+        let (completed, returned, failed, snoozed, given_back) =
+            try_join5(completed, returned, failed, snoozed, given_back).await?;
         let sent = usize::from(!flush.completed.is_empty())
+            + usize::from(!flush.returned.is_empty())
             + usize::from(!flush.failed.is_empty())
             + usize::from(!flush.snoozed.is_empty())
             + usize::from(!flush.given_back.is_empty());
         Counters::add(&self.shared.counters.flushes, 1);
         Counters::add(&self.shared.counters.statements, sent);
         let mut refused: Vec<(Part, i64, IdSet)> = Vec::new();
-        refused.extend(completed.iter().map(|r| (Part::Completed, r.get(0), r.get(1))));
+        refused.extend(completed.iter().chain(&returned).map(|r| (Part::Completed, r.get(0), r.get(1))));
         refused.extend(failed.iter().map(|r| (Part::Failed, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
         refused.extend(snoozed.iter().map(|r| (Part::Snoozed, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
         refused.extend(given_back.iter().map(|r| (Part::GivenBack, r.get(0), r.get(1))));
@@ -412,14 +345,13 @@ impl<'a> Completer<'a> {
         }
         let counters = &self.shared.counters;
         let lost = |part: Part| refused.iter().filter(|r| r.0 == part).map(|r| r.2.len()).sum::<u64>();
-        let completed: usize = flush.completed.values().map(Vec::len).sum();
         let given_back: usize = flush.given_back.values().map(Vec::len).sum();
         let is_stored = |f: &&(i64, i64, Failure, u32)| {
             !refused.iter().any(|r| r.0 == Part::Failed && r.1 == f.0 && r.2.contains(f.1))
         };
         let stored: Vec<_> = flush.failed.iter().filter(is_stored).collect();
         let final_failures = stored.iter().filter(|f| f.2.delay.is_none()).count();
-        counters.completed.fetch_add(completed as u64 - lost(Part::Completed), Ordering::Relaxed);
+        counters.completed.fetch_add(flush.completions() as u64 - lost(Part::Completed), Ordering::Relaxed);
         counters.failed.fetch_add(final_failures as u64, Ordering::Relaxed);
         counters.retried.fetch_add((stored.len() - final_failures) as u64, Ordering::Relaxed);
         counters.snoozed.fetch_add(flush.snoozed.len() as u64 - lost(Part::Snoozed), Ordering::Relaxed);

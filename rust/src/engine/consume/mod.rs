@@ -67,6 +67,7 @@ pub struct Settings {
     pub listen: bool,
     pub retention: Retentions,
     pub upkeep: bool,
+    pub result_limit: usize,
 }
 
 /// Where the engine is in its life.

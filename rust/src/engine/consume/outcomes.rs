@@ -19,6 +19,14 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Bytes of a result that is to be kept.
+    pub fn bytes(&self) -> usize {
+        match &self.outcome {
+            Outcome::Returned(returned) => returned.value.len(),
+            _ => 0,
+        }
+    }
+
     /// Of a task that was not started.
     pub fn given_back(holder: Holder) -> Self {
         Self { holder, took_us: 0, outcome: Outcome::GivenBack }
@@ -36,6 +44,7 @@ pub struct Outcomes {
     ended: Mutex<Vec<Ended>>,
     waiting: AtomicBool,
     unflushed: AtomicUsize,
+    unflushed_bytes: AtomicUsize,
     news: Notify,
 }
 
@@ -46,6 +55,10 @@ impl Outcomes {
             return;
         }
         self.unflushed.fetch_add(batch.len(), Ordering::Relaxed);
+        let bytes: usize = batch.iter().map(Ended::bytes).sum();
+        if bytes > 0 {
+            self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
         self.ended.lock().append(batch);
         self.wake();
     }
@@ -53,6 +66,7 @@ impl Outcomes {
     /// Adds one.
     pub fn push(&self, ended: Ended) {
         self.unflushed.fetch_add(1, Ordering::Relaxed);
+        self.unflushed_bytes.fetch_add(ended.bytes(), Ordering::Relaxed);
         self.ended.lock().push(ended);
         self.wake();
     }
@@ -89,9 +103,15 @@ impl Outcomes {
         self.unflushed.load(Ordering::Relaxed)
     }
 
-    /// The completer stored `count` of them.
-    pub fn flushed(&self, count: usize) {
+    /// Bytes of their results.
+    pub fn unflushed_bytes(&self) -> usize {
+        self.unflushed_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The completer stored `count` of them, with so many bytes of results.
+    pub fn flushed(&self, count: usize, bytes: usize) {
         self.unflushed.fetch_sub(count, Ordering::Relaxed);
+        self.unflushed_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Waits until `append`, `push` or `wake` was called since the last `take`.

@@ -1,5 +1,5 @@
-//! Retention, the leader's slow work: opens the next leaf, empties old ones whole, forgets dead tasks, errors and tokens. One small step
-//! a tick, so that heartbeat and rescue never wait for it.
+//! Retention, the leader's slow work: opens the next leaf, empties old ones whole, forgets dead tasks, errors, tokens and results. One small
+//! step a tick, so that heartbeat and rescue never wait for it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const ROUND_SHARE: u32 = 16;
 const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// A tick goes on to the next step for this long, then leaves the rest to the next one.
 const SLICE: Duration = Duration::from_millis(50);
-/// Delayed tasks, dead rows, errors or tokens that one statement moves or forgets.
+/// Delayed tasks, dead rows, errors, tokens or results that one statement moves or forgets.
 const BATCH: i64 = 500;
 /// Chunks that one statement moves to the open leaf, of up to 500 tasks each.
 const CHUNKS: i64 = 20;
@@ -108,6 +108,7 @@ enum Step {
     PurgeDead,
     PurgeErrors(i64),
     PurgeTokens(String, String),
+    PurgeResults,
 }
 
 /// A way through the completions of a leaf, by their first task.
@@ -247,8 +248,12 @@ impl Retention {
                 let last = row.and_then(|r| {
                     Some((r.get::<_, Option<String>>("last_type")?, r.get::<_, Option<String>>("last_token")?))
                 });
-                if let Some((kind, token)) = last {
-                    Step::PurgeTokens(kind, token)
+                last.map_or(Step::PurgeResults, |(kind, token)| Step::PurgeTokens(kind, token))
+            }
+            Step::PurgeResults => {
+                let row = link.query_opt("purge_results", &[&me, &term, &BATCH]).await?;
+                if row.map_or(0, |r| r.get::<_, i64>(0)) == BATCH {
+                    Step::PurgeResults
                 } else {
                     self.due = Instant::now() + self.round();
                     Step::OpenLeaf
@@ -269,7 +274,8 @@ impl Retention {
             Step::MoveChunks(_) | Step::CarryDelayed(_) | Step::EmptyLeaf(_) => self.next_leaf(),
             Step::PurgeDead => Step::PurgeErrors(0),
             Step::PurgeErrors(_) => Step::PurgeTokens(String::new(), String::new()),
-            Step::PurgeTokens(..) => {
+            Step::PurgeTokens(..) => Step::PurgeResults,
+            Step::PurgeResults => {
                 self.is_clean = true;
                 self.due = Instant::now() + self.round();
                 Step::OpenLeaf

@@ -45,6 +45,8 @@ pub struct Kind {
     pub workers: usize,
     /// How long an attempt may take.
     pub timeout: Option<Duration>,
+    /// How long what its handlers return is kept.
+    pub result_ttl: Option<Duration>,
 }
 
 #[derive(Debug)]

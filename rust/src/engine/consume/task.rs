@@ -172,11 +172,24 @@ pub struct Failure {
     pub traceback: String,
 }
 
+/// What a handler returned, to be kept for those who wait for it.
+#[derive(Debug)]
+pub struct Returned {
+    /// Seconds that it is kept.
+    pub seconds: f64,
+    /// Whether the value is JSON; else raw bytes.
+    pub is_json: bool,
+    /// The value's bytes.
+    pub value: Vec<u8>,
+}
+
 /// What became of a task that was claimed.
 #[derive(Debug)]
 pub enum Outcome {
     /// Its handler returned.
     Completed,
+    /// The same, and what it returned is kept.
+    Returned(Box<Returned>),
     /// Its handler raised, or ran out of time.
     Failed(Box<Failure>),
     /// Its handler asked to be run again in so many seconds, and that is no attempt.

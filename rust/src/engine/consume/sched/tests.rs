@@ -5,7 +5,7 @@ use crate::engine::consume::task::Outcome;
 const TRIP: Duration = Duration::from_millis(1);
 
 fn kind(name: &str, is_async: bool, workers: usize, timeout: Option<Duration>) -> Kind {
-    Kind { name: name.into(), is_async, workers, timeout }
+    Kind { name: name.into(), is_async, workers, timeout, result_ttl: None }
 }
 
 fn sched(kinds: Vec<Kind>, concurrency: usize) -> Sched {
