@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastq._engine import version as __version__
     from fastq._function import TaskFunction
     from fastq.app import App
+    from fastq.async_client import AsyncClient
     from fastq.client import Client, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
     from fastq.context import current_task
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "App": "fastq.app",
+    "AsyncClient": "fastq.async_client",
     "Client": "fastq.client",
     "ConstantBackoff": "fastq.retry",
     "Consumer": "fastq.consumer",
@@ -69,6 +71,7 @@ _LAZY = {
 
 __all__ = [
     "App",
+    "AsyncClient",
     "Client",
     "ConnectionLost",
     "ConstantBackoff",

@@ -7,15 +7,15 @@ before the second only if it moved backwards (a retry, a rescue): then it is loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from fastq._records import ENDED_BADLY, WAITING, Places, TaskRecord, to_record
+from fastq._work import Plan, Row, Statement, Turn, Work, take
 from fastq.errors import DatabaseError, InvalidTransition, TaskNotFound
 
 Action: TypeAlias = Literal["cancel", "retry", "delete", "edit"]
-T = TypeVar("T")
 
 #: Where a task must be for an action; anywhere else it is refused.
 ALLOWED: Final[Mapping[Action, Places]] = {
@@ -24,6 +24,8 @@ ALLOWED: Final[Mapping[Action, Places]] = {
     "delete": Places(kinds=WAITING, completed=True, ends=ENDED_BADLY),
     "edit": Places(kinds=WAITING),
 }
+#: What may be done again although it may have been done: it comes to the same.
+_REPEATABLE: Final[frozenset[Action]] = frozenset({"cancel", "edit"})
 #: How often a task that is found where the action is allowed, and gone from there when it is tried, is looked for.
 PASSES: Final = 5
 # A notification holds less than 8,000 bytes, a word of one at most 39 and its comma.
@@ -53,27 +55,18 @@ class Change(NamedTuple):
     """Wins over ``delay``."""
 
 
-class Query(Protocol):
-    """Runs the statement of a name, as `Database.query`."""
-
-    def __call__(self, name: str, /, *params: object) -> list[tuple[Any, ...]]: ...
-
-
 class Whom:
-    """A `Query` that notes from which claims tasks were taken: whom to tell, once it is committed, that what runs was cancelled."""
+    """From which claims tasks were taken: whom to tell, once it is committed, that what runs was cancelled."""
 
-    __slots__ = ("_claims", "_query")
+    __slots__ = ("_claims",)
 
-    def __init__(self, query: Query) -> None:
-        self._query = query
+    def __init__(self) -> None:
         self._claims: set[tuple[int, int]] = set()
 
-    def __call__(self, name: str, /, *params: object) -> list[tuple[Any, ...]]:
-        """Run the statement."""
-        rows = self._query(name, *params)
+    def note(self, name: str, rows: Iterable[Row]) -> None:
+        """The statement of that name answered these rows."""
         if name == "cancel_claimed":
             self._claims.update((consumer, no) for _, consumer, no in rows)
-        return rows
 
     def messages(self) -> Iterator[str]:
         """What to notify workers of, in pieces that PostgreSQL takes. Workers of older versions make nothing of them."""
@@ -82,43 +75,37 @@ class Whom:
             yield ",".join(words[i : i + _WORDS])
 
 
-class Within(Protocol):
-    """Does some work with a `Query` in one transaction."""
-
-    def __call__(self, work: Callable[[Query], T], /) -> T: ...
-
-
-def move(query: Query, action: Action, ids: Sequence[int], places: Places, change: Change) -> list[int]:
+def move(action: Action, ids: Sequence[int], places: Places, change: Change) -> Work[list[int]]:
     """One pass: does it to those of the tasks that are in these places, and gives their ids. In one transaction."""
     left = list(ids)
     moved: list[int] = []
 
-    def take(statement: str, *params: object) -> None:
+    def grab(name: str, *params: object) -> Work[None]:
         if left:
-            found = {id_ for id_, *_ in query(statement, left, *params)}
+            found = {id_ for id_, *_ in (yield Statement(name, left, *params))}
             moved.extend(found)
             left[:] = [id_ for id_ in left if id_ not in found]
 
     if action == "delete":
-        query("lock_tokens", left)
+        yield Statement("lock_tokens", left)
     waits = [kind for kind in places.kinds if kind != "ready"]
     edited = change if action == "edit" else ()
     if waits:
-        take(_DELAYED[action], waits, *edited)
+        yield from grab(_DELAYED[action], waits, *edited)
     if "ready" in places.kinds:
-        take(_READY[action], *edited)
+        yield from grab(_READY[action], *edited)
     if places.running:
-        take("cancel_claimed")
+        yield from grab("cancel_claimed")
     if places.completed:
-        take("delete_done")
+        yield from grab("delete_done")
     if places.ends:
-        take(_DEAD[action], list(places.ends))
+        yield from grab(_DEAD[action], list(places.ends))
     if action == "delete" and moved:
-        query("forget_tasks", moved)
+        yield Statement("forget_tasks", moved)
     return moved
 
 
-def act_on_one(within: Within, schema: str, action: Action, id_: int, change: Change) -> TaskRecord | None:
+def act_on_one(schema: str, action: Action, id_: int, change: Change) -> Plan[TaskRecord | None]:
     """Does it to one task.
 
     Returns:
@@ -130,20 +117,20 @@ def act_on_one(within: Within, schema: str, action: Action, id_: int, change: Ch
         DatabaseError: the server refused it, or the task moved on each time that it was looked for (``is_transient``).
     """
 
-    def once(query: Query) -> tuple[bool, TaskRecord | None]:
-        moved = bool(move(query, action, [id_], ALLOWED[action], change))
+    def once() -> Work[tuple[bool, TaskRecord | None]]:
+        moved = bool((yield from move(action, [id_], ALLOWED[action], change)))
         if moved and action == "delete":
             return True, None
         # In the same transaction: nobody else has moved on what was just moved.
-        rows = query("find_task", id_)
+        rows = yield Statement("find_task", id_)
         return moved, to_record(rows[0], with_errors=True) if rows else None
 
     for _ in range(PASSES):
-        moved, record = within(once)
+        moved, record = yield from take(Turn(once, repeatable=action in _REPEATABLE))
         if moved:
             return record
         if record is None:
-            raise TaskNotFound(f"there is no task {id_} in schema {schema!r}: it never was, or its retention is over")
+            raise not_found(schema, id_)
         if action == "cancel" and record.state == "cancelled":
             return record
         if _place_of(record) not in ALLOWED[action]:
@@ -153,29 +140,34 @@ def act_on_one(within: Within, schema: str, action: Action, id_: int, change: Ch
     )
 
 
-def act_on_batch(within: Within, action: Action, ids: Sequence[int], places: Places, change: Change) -> int:
+def act_on_batch(action: Action, ids: Sequence[int], places: Places, change: Change) -> Plan[int]:
     """Does it to those of the tasks that are in these places; gives how many. What moves to another place meanwhile is left alone."""
     left = list(ids)
     count = 0
 
-    def once(query: Query) -> tuple[list[int], list[int]]:
-        moved = move(query, action, left, places, change)
+    def once() -> Work[tuple[list[int], list[int]]]:
+        moved = yield from move(action, left, places, change)
         if len(moved) == len(left):
             return moved, []
         done = set(moved)
         rest = [id_ for id_ in left if id_ not in done]
-        return moved, [id_ for id_, _, place in query("locate_tasks", rest) if place in places]
+        return moved, [id_ for id_, _, place in (yield Statement("locate_tasks", rest)) if place in places]
 
     for _ in range(PASSES):
-        moved, left = within(once)
+        moved, left = yield from take(Turn(once))
         count += len(moved)
         if not left:
             break
     return count
 
 
+def not_found(schema: str, id_: int) -> TaskNotFound:
+    """The error."""
+    return TaskNotFound(f"there is no task {id_} in schema {schema!r}: it never was, or its retention is over")
+
+
 def _place_of(record: TaskRecord) -> str:
     return record.state if record.state != "pending" else record.kind or "ready"
 
 
-__all__ = ["ALLOWED", "PASSES", "Action", "Change", "Query", "Whom", "Within", "act_on_batch", "act_on_one", "move"]
+__all__ = ["ALLOWED", "PASSES", "Action", "Change", "Whom", "act_on_batch", "act_on_one", "move", "not_found"]

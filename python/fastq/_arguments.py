@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final, TypedDict
 
 from fastq import _engine
 from fastq._actions import ALLOWED, Action, Change
@@ -24,9 +24,18 @@ class _As(Enum):
 
 AS_IT_IS: Final = _As.IT_IS
 
-States: TypeAlias = Sequence[State | Kind] | None
-Texts: TypeAlias = Sequence[str] | None
-Ids: TypeAlias = Iterable[int] | None
+
+class Filters(TypedDict, total=False):
+    """Which tasks a call for many means: those that match all that is given. At least one must be."""
+
+    states: Sequence[State | Kind] | None
+    """Any of the six states, ``"scheduled"`` and ``"retrying"``; None: in any."""
+    types: Sequence[str] | None
+    """Exact types; None: of any."""
+    queues: Sequence[str] | None
+    """Exact names; None: of any."""
+    ids: Iterable[int] | None
+    """These tasks alone; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +50,15 @@ class Filter:
     """In order, each once."""
 
 
-def read_filter(action: Action | None, *, states: States, types: Texts, queues: Texts, ids: Ids) -> Filter:
+def read_filter(action: Action | None, given: Filters) -> Filter:
     """The tasks that match, and that allow the action, if there is one.
 
     Raises:
         SettingsError: no filter is given, or one is wrong; there is no such action.
     """
+    if unknown := given.keys() - Filters.__annotations__.keys():
+        raise SettingsError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(Filters.__annotations__)}")
+    states, types, queues, ids = given.get("states"), given.get("types"), given.get("queues"), given.get("ids")
     if action is not None and action not in ALLOWED:
         raise SettingsError(f"action is {action!r}, but must be None or one of {', '.join(ALLOWED)}")
     if states is None and types is None and queues is None and ids is None:
@@ -107,4 +119,4 @@ def read_change(payload: object, delay: float | timedelta | None, run_at: dateti
     return Change(format_, encoded, seconds, run_at)
 
 
-__all__ = ["AS_IT_IS", "Filter", "Ids", "States", "Texts", "check_id", "read_change", "read_filter", "read_texts"]
+__all__ = ["AS_IT_IS", "Filter", "Filters", "check_id", "read_change", "read_filter", "read_texts"]

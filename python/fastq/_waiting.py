@@ -5,12 +5,14 @@ A notification for each completion would cost the server more than a look now an
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from fastq._records import TaskRecord
 from fastq.errors import ResultNotKept, TaskError, TaskFailed
@@ -25,6 +27,9 @@ _GROWTH: Final = 1.25
 _BATCH: Final = 500
 # What is nearer to its turn than this share of its pause is looked for with what is due.
 _NEARLY: Final = 0.5
+
+#: Of ``find_results``: id, place, format and value.
+Found: TypeAlias = tuple[Any, ...]
 
 _UNENDED: Final = frozenset({"waiting", "running"})
 
@@ -78,7 +83,7 @@ class Waits:
 
     __slots__ = ("_find", "_lock", "_pid", "_turn", "_waits")
 
-    def __init__(self, find: Callable[[list[int]], Sequence[tuple[int, str, str | None, bytes | None]]]) -> None:
+    def __init__(self, find: Callable[[list[int]], Sequence[Found]]) -> None:
         self._find = find
         self._reset()
 
@@ -112,10 +117,7 @@ class Waits:
                 others = [one for one in self._waits if one is not wait and _is_nearly_due(one, now)]
             waits = [wait, *others[: _BATCH - 1]]
             rows = self._find(sorted({one.id for one in waits}))
-            found = {id_: _ending(place, format_, value) for id_, place, format_, value in rows}
-            now = time.monotonic()
-            for one in waits:
-                one.note(found.get(one.id, Ending("nowhere")), now)
+            _note(waits, rows)
 
     def wait(self, id_: int, deadline: float | None, poll_interval: float) -> Ending | None:
         """Wait on this thread until the task has ended. None: it has not by the deadline (`time.monotonic`), after a last look."""
@@ -135,6 +137,58 @@ class Waits:
             return wait.ending
         finally:
             self.drop(wait)
+
+
+class AsyncWaits:
+    """The waits of one client, for any number of coroutines of one event loop.
+
+    Args:
+        find: ``find_results`` for these ids.
+    """
+
+    __slots__ = ("_find", "_waits")
+
+    def __init__(self, find: Callable[[list[int]], Awaitable[Sequence[Found]]]) -> None:
+        self._find = find
+        self._waits: set[Wait] = set()
+
+    async def wait(self, id_: int, deadline: float | None, poll_interval: float) -> Ending | None:
+        """As `Waits.wait`."""
+        ended = asyncio.Event()
+        wait = Wait(id_, poll_interval, ended.set)
+        self._waits.add(wait)
+        try:
+            while wait.ending is None:
+                now = time.monotonic()
+                is_over = deadline is not None and now >= deadline
+                if is_over or now >= wait.due:
+                    await self._look(wait)
+                    if is_over:
+                        break
+                else:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(
+                            ended.wait(), (wait.due if deadline is None else min(wait.due, deadline)) - now
+                        )
+            return wait.ending
+        finally:
+            self._waits.discard(wait)
+
+    async def _look(self, wait: Wait) -> None:
+        others = [one for one in self._waits if one is not wait and _is_nearly_due(one, time.monotonic())]
+        waits = [wait, *others[: _BATCH - 1]]
+        for one in waits:
+            # This look is theirs: none of them makes one of its own meanwhile.
+            one.due = time.monotonic() + one.pause
+        rows = await self._find(sorted({one.id for one in waits}))
+        _note(waits, rows)
+
+
+def _note(waits: Sequence[Wait], rows: Sequence[Found]) -> None:
+    found = {id_: _ending(place, format_, value) for id_, place, format_, value in rows}
+    now = time.monotonic()
+    for one in waits:
+        one.note(found.get(one.id, Ending("nowhere")), now)
 
 
 def _is_nearly_due(wait: Wait, now: float) -> bool:
@@ -165,4 +219,4 @@ def refusal(record: TaskRecord) -> TaskError | None:
     return None
 
 
-__all__ = ["POLL_INTERVAL", "SOON", "Ending", "Wait", "Waits", "refusal"]
+__all__ = ["POLL_INTERVAL", "SOON", "AsyncWaits", "Ending", "Wait", "Waits", "refusal"]

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar, Unpack
 from fastq import _engine, rights
 from fastq._db import STATEMENT_TIMEOUT, Database
 from fastq._options import MigrationOptions, read_migration_options
+from fastq._work import Statement, Work
 from fastq.errors import DatabaseError, SchemaError, SettingsError
 from fastq.rights import Kind, grants
 from fastq.settings import resolve_dsn, resolve_schema
@@ -127,7 +128,7 @@ def migrate(
     applied = []
     with _open(dsn, schema, options) as db:
         # Looked up first, so that where nothing is missing no right to create is needed.
-        there = {migration.version for migration in _open_to_us(db)}
+        there = {migration.version for migration in db.perform(_open_to_us(db.schema))}
         for step in (steps[version] for version in sorted(steps) if version <= last and version not in there):
             done = _patiently(db, partial(_apply, db, step))
             if done is not None:
@@ -205,7 +206,7 @@ def status(dsn: str | None = None, *, schema: str | None = None, **options: Unpa
         DatabaseError: no connection, or no right to look.
     """
     with _open(dsn, schema, {"statement_timeout": STATEMENT_TIMEOUT} | options) as db:
-        applied = {migration.version: migration for migration in _applied(db)}
+        applied = {migration.version: migration for migration in db.perform(_applied())}
     known = {step.version: Migration(step.version, step.name, step.oldest, None) for step in _steps().values()}
     merged = known | applied
     return Status(db.schema, max(applied, default=0), max(known), [merged[version] for version in sorted(merged)])
@@ -215,32 +216,42 @@ def _open(dsn: str | None, schema: str | None, options: Mapping[str, Any]) -> Da
     return Database(resolve_dsn(dsn), resolve_schema(schema), **read_migration_options(options))
 
 
-def check(db: Database, *, kind: Kind | None = None) -> None:
-    """That this fastq may work on the schema of ``db``, and, with ``kind``, that the role of ``db`` has that kind's rights.
+def check(db: Database) -> None:
+    """That this fastq may work on the schema of ``db``.
 
     Raises:
         SchemaError: it is not migrated, too old, or newer and shut to this version. The message says what to do.
+        DatabaseError: the server refused to tell.
+    """
+    db.perform(checking(db.schema))
+
+
+def checking(schema: str, *, kind: Kind | None = None) -> Work[None]:
+    """What `check` does, and, with ``kind``, that the connection's role has that kind's rights.
+
+    Raises:
+        SchemaError: as `check`.
         DatabaseError: rights are missing (``sqlstate`` 42501: the message names the role and each of them), or the server refused to tell.
     """
     if kind is not None:
-        rights.check(db, kind)
-    applied = _open_to_us(db)
+        yield from rights.checking(schema, kind)
+    applied = yield from _open_to_us(schema)
     latest = max(_steps())
     if not applied:
-        raise SchemaError(f"schema {db.schema!r} is not migrated: run `fastq migrate`, or call fastq.migrate(dsn)")
+        raise SchemaError(f"schema {schema!r} is not migrated: run `fastq migrate`, or call fastq.migrate(dsn)")
     if applied[-1].version < latest:
         raise SchemaError(
-            f"schema {db.schema!r} is at step {applied[-1].version}, too old for fastq {_engine.version}, "
+            f"schema {schema!r} is at step {applied[-1].version}, too old for fastq {_engine.version}, "
             f"which needs step {latest}: run `fastq migrate`"
         )
 
 
-def _open_to_us(db: Database) -> list[Migration]:
+def _open_to_us(schema: str) -> Work[list[Migration]]:
     """The steps applied. Raises SchemaError if the last one is unknown here and shuts this version out."""
-    applied = _applied(db)
+    applied = yield from _applied()
     if applied and applied[-1].version > max(_steps()) and _parts(_engine.version) < _parts(applied[-1].oldest):
         raise SchemaError(
-            f"schema {db.schema!r} is at step {applied[-1].version}, which shuts out fastq {_engine.version}: "
+            f"schema {schema!r} is at step {applied[-1].version}, which shuts out fastq {_engine.version}: "
             f"it needs {applied[-1].oldest} or newer. Upgrade fastq"
         )
     return applied
@@ -256,9 +267,9 @@ def _numbers(versions: Iterable[int]) -> str:
     return ", ".join(str(version) for version in versions)
 
 
-def _applied(db: Database) -> list[Migration]:
+def _applied() -> Work[list[Migration]]:
     try:
-        rows = db.query("list_migrations")
+        rows = yield Statement("list_migrations")
     except DatabaseError as error:
         if error.sqlstate == _UNDEFINED_TABLE:
             return []
@@ -272,7 +283,7 @@ def _apply(db: Database, step: _Step) -> Migration | None:
         if not db.has_schema():
             db.create_schema()
         db.query("create_migration_table")
-        if any(migration.version == step.version for migration in _open_to_us(db)):
+        if any(migration.version == step.version for migration in db.perform(_open_to_us(db.schema))):
             return None
         db.script(step.up)
         [(applied_at,)] = db.query("record_migration", step.version, step.name, step.oldest)
@@ -282,7 +293,7 @@ def _apply(db: Database, step: _Step) -> Migration | None:
 def _undo(db: Database, step: _Step) -> bool:
     with db.transaction():
         _take_turn(db)
-        applied = _applied(db)
+        applied = db.perform(_applied())
         if not applied or applied[-1].version != step.version:
             return False
         db.script(step.down)
@@ -317,7 +328,7 @@ def _patiently(db: Database, step: Callable[[], T]) -> T:
 
 def _loss(db: Database, target: int | None) -> Loss:
     steps = _steps()
-    applied = _applied(db)
+    applied = db.perform(_applied())
     if not applied:
         raise SchemaError(f"schema {db.schema!r} is not migrated: there is nothing to undo")
     versions = [0, *(migration.version for migration in applied)]

@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from fastq import _engine
 from fastq._db import Database
+from fastq._work import Statement, Work
 from fastq.errors import DatabaseError, SettingsError
 from fastq.settings import resolve_schema
 
@@ -91,16 +92,16 @@ def grants(
     return "\n".join(parts)
 
 
-def check(db: Database, kind: Kind) -> None:
-    """That the role of ``db`` has all rights of this kind. Where nothing is migrated, nothing is missing.
+def checking(schema: str, kind: Kind) -> Work[None]:
+    """That the role of the connection has all rights of this kind. Where nothing is migrated, nothing is missing.
 
     Raises:
         DatabaseError: it has not; the message names the role and the rights (``sqlstate`` 42501).
     """
-    role, lacking = _lacking(db, kind)
+    role, lacking = yield from _lacking(schema, kind)
     if lacking is not None:
         raise DatabaseError(
-            f"permission denied: role {role!r} may not {KINDS[kind]} in schema {db.schema!r}: it lacks {lacking}. "
+            f"permission denied: role {role!r} may not {KINDS[kind]} in schema {schema!r}: it lacks {lacking}. "
             f"The schema's owner can grant what `fastq migrate --grants --{kind} {role}` prints (SQLSTATE {MISSING})",
             sqlstate=MISSING,
         )
@@ -112,7 +113,7 @@ def held(db: Database) -> Held:
     Raises:
         DatabaseError: the server refused to tell.
     """
-    found = {kind: _lacking(db, kind) for kind in KINDS}
+    found = {kind: db.perform(_lacking(db.schema, kind)) for kind in KINDS}
     role = found["worker"][0]
     [(_, owner, is_owner)] = db.query("find_owner", db.schema)
     lacking = {kind: text for kind, (_, text) in found.items()}
@@ -146,8 +147,8 @@ def _columns(rights: Sequence[Right]) -> list[list[str]]:
     return [list(column) for column in zip(*rights, strict=True)]
 
 
-def _lacking(db: Database, kind: Kind) -> tuple[str, str | None]:
-    [(role, lacking)] = db.query("check_rights", db.schema, *_columns(_rights_of(kind)))
+def _lacking(schema: str, kind: Kind) -> Work[tuple[str, str | None]]:
+    [(role, lacking)] = yield Statement("check_rights", schema, *_columns(_rights_of(kind)))
     return role, lacking
 
 
@@ -167,4 +168,4 @@ def _quoted(what: str, name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-__all__ = ["KINDS", "MISSING", "Held", "Kind", "check", "grants", "held", "may_not_migrate"]
+__all__ = ["KINDS", "MISSING", "Held", "Kind", "checking", "grants", "held", "may_not_migrate"]

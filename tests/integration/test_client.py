@@ -14,13 +14,14 @@ import pytest
 
 from fastq.client import KINDS, STATES, Client, Kind, Order, State, TaskRecord
 from fastq.errors import ConnectionLost, DatabaseError, SchemaError, SettingsError, TaskNotFound
+from tests.support import clients
 from tests.support.storage import Leader, Session, Worker, add_lane, delay, enqueue, reserve
 from tests.support.waiting import wait_until
 
 
-@pytest.fixture
-def client(dsn: str, migrated: str) -> Iterator[Client]:
-    with Client(dsn, schema=migrated) as found:
+@pytest.fixture(params=clients.KINDS)
+def client(request: pytest.FixtureRequest, dsn: str, migrated: str) -> Iterator[Client]:
+    with clients.open_client(request.param, dsn, schema=migrated) as found:
         yield found
 
 
@@ -423,20 +424,21 @@ def test_threads_share_a_client(client: Client, shop: Shop) -> None:
     assert [record.id for record in records] == shop.everything
 
 
-def test_a_forked_child_makes_a_connection_of_its_own(client: Client) -> None:
-    client.counts()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = 0 if client.counts()["pending"] == 0 else 2
-            client.close()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    # The parent's connection is untouched.
-    assert client._link._db is not None
-    assert client._link._db.run("SELECT 1") == [(1,)]
+def test_a_forked_child_makes_a_connection_of_its_own(dsn: str, migrated: str) -> None:
+    with Client(dsn, schema=migrated) as client:
+        client.counts()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                status = 0 if client.counts()["pending"] == 0 else 2
+                client.close()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        # The parent's connection is untouched.
+        assert client._link._db is not None
+        assert client._link._db.run("SELECT 1") == [(1,)]
 
 
 def test_a_database_that_is_not_migrated(dsn: str, schema: str) -> None:

@@ -13,6 +13,7 @@ from fastq import InvalidTransition, Producer, Task, TaskNotFound
 from fastq._actions import Action
 from fastq.client import STATES, Client
 from fastq.errors import PayloadError, SettingsError
+from tests.support import clients
 from tests.support.consuming import new_consumer, wait_for_states
 from tests.support.lab import Runs
 from tests.support.storage import (
@@ -50,9 +51,9 @@ TABLE: Final[dict[str, dict[Action, tuple[str, str | None] | str | None]]] = {
 }
 
 
-@pytest.fixture
-def client(dsn: str, migrated: str) -> Iterator[Client]:
-    with Client(dsn, schema=migrated) as found:
+@pytest.fixture(params=clients.KINDS)
+def client(request: pytest.FixtureRequest, dsn: str, migrated: str) -> Iterator[Client]:
+    with clients.open_client(request.param, dsn, schema=migrated) as found:
         yield found
 
 

@@ -12,6 +12,7 @@ import pytest
 from fastq import InvalidTransition, TaskNotFound
 from fastq._actions import ALLOWED, Action
 from fastq.client import Client
+from tests.support import clients
 from tests.support.producing import value
 from tests.support.storage import Leader, Session, Worker, enqueue, states
 
@@ -149,9 +150,9 @@ class Model:
         assert overlapping == 0
 
 
-@pytest.fixture
-def client(dsn: str, migrated: str) -> Iterator[Client]:
-    with Client(dsn, schema=migrated) as found:
+@pytest.fixture(params=clients.KINDS)
+def client(request: pytest.FixtureRequest, dsn: str, migrated: str) -> Iterator[Client]:
+    with clients.open_client(request.param, dsn, schema=migrated) as found:
         yield found
 
 

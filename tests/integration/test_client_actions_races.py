@@ -6,6 +6,7 @@ commits or rolls back.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from fastq import InvalidTransition, TaskNotFound, TaskRecord
 from fastq.client import Client
 from fastq.errors import ConnectionLost, DatabaseError, SettingsError
+from tests.support import clients
 from tests.support.producing import Background
 from tests.support.storage import (
     Leader,
@@ -35,12 +37,12 @@ OpenSession = Callable[[], Session]
 OpenClient = Callable[[], Client]
 
 
-@pytest.fixture
-def open_client(dsn: str, migrated: str) -> Iterator[OpenClient]:
+@pytest.fixture(params=clients.KINDS)
+def open_client(request: pytest.FixtureRequest, dsn: str, migrated: str) -> Iterator[OpenClient]:
     with ExitStack() as stack:
 
         def opened() -> Client:
-            client = stack.enter_context(Client(dsn, schema=migrated))
+            client = stack.enter_context(clients.open_client(request.param, dsn, schema=migrated))
             client.counts()
             return client
 
@@ -50,6 +52,12 @@ def open_client(dsn: str, migrated: str) -> Iterator[OpenClient]:
 @pytest.fixture
 def client(open_client: OpenClient) -> Client:
     return open_client()
+
+
+@pytest.fixture
+def sync_client(dsn: str, migrated: str) -> Iterator[Client]:
+    with Client(dsn, schema=migrated) as client:
+        yield client
 
 
 @pytest.fixture
@@ -450,43 +458,43 @@ def test_many_at_once_by_two_clients(open_client: OpenClient, store: Session) ->
 # --- in the user's transaction -------------------------------------------------------------------
 
 
-def test_all_of_it_is_the_users_transaction(client: Client, store: Session, dsn: str) -> None:
+def test_all_of_it_is_the_users_transaction(sync_client: Client, store: Session, dsn: str) -> None:
     ready = make(store, "ready")
     worker = Worker(store, 2)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("BEGIN")
-        assert client.edit_task_tx(connection, ready, payload="new").payload == "new"
-        assert client.cancel_task_tx(connection, ready).state == "cancelled"
-        again = client.retry_task_tx(connection, ready)
+        assert sync_client.edit_task_tx(connection, ready, payload="new").payload == "new"
+        assert sync_client.cancel_task_tx(connection, ready).state == "cancelled"
+        again = sync_client.retry_task_tx(connection, ready)
         assert (again.state, again.payload) == ("pending", "new")
-        client.delete_task_tx(connection, ready)
+        sync_client.delete_task_tx(connection, ready)
         with pytest.raises(TaskNotFound):
-            client.cancel_task_tx(connection, ready)
+            sync_client.cancel_task_tx(connection, ready)
         connection.rollback()
-        assert client.get_task(ready).payload == {"n": 1}
+        assert sync_client.get_task(ready).payload == {"n": 1}
         assert len([i for c in worker.claim(9) for i in c.ids or []]) == 3
         with connection.transaction():
-            assert client.cancel_task_tx(connection, ready).state == "cancelled"
+            assert sync_client.cancel_task_tx(connection, ready).state == "cancelled"
             with pytest.raises(InvalidTransition):
-                client.edit_task_tx(connection, ready, delay=1)
+                sync_client.edit_task_tx(connection, ready, delay=1)
             assert connection.execute("SELECT 1").fetchone() == (1,), "a refusal aborts nothing"
-        assert client.get_task(ready).state == "cancelled"
+        assert sync_client.get_task(ready).state == "cancelled"
 
 
-def test_connections_that_can_not_be_used(client: Client, store: Session, dsn: str, migrated: str) -> None:
+def test_connections_that_can_not_be_used(sync_client: Client, store: Session, dsn: str, migrated: str) -> None:
     id_ = make(store, "ready")
     with psycopg.connect(dsn, autocommit=True) as connection:
         with pytest.raises(SettingsError, match="autocommit and in no transaction"):
-            client.cancel_task_tx(connection, id_)
+            sync_client.cancel_task_tx(connection, id_)
         with connection.transaction(), pytest.raises(SettingsError, match="whole number"):
-            client.cancel_task_tx(connection, "1")  # type: ignore[arg-type]
+            sync_client.cancel_task_tx(connection, "1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"a psycopg\.Connection is wanted, not str"):
-        client.cancel_task_tx("connection", id_)  # type: ignore[arg-type]
+        sync_client.cancel_task_tx("connection", id_)  # type: ignore[arg-type]
     with psycopg.connect(dsn) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
         connection.row_factory = psycopg.rows.dict_row  # type: ignore[assignment]
-        assert client.cancel_task_tx(connection, id_).state == "cancelled"
-    assert client.get_task(id_).state == "cancelled"
+        assert sync_client.cancel_task_tx(connection, id_).state == "cancelled"
+    assert sync_client.get_task(id_).state == "cancelled"
 
 
 # --- a connection that is lost -------------------------------------------------------------------
@@ -509,18 +517,25 @@ def test_a_commit_in_doubt_is_repeated_only_where_it_comes_to_the_same(
     client: Client, store: Session, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     id_ = make(store, "ready" if action == "cancel" else "failed")
-    db = client._link._db
-    assert db is not None
-    run = client._link._within_once
+    link = type(client._link)
+    run = link._take_once
     lost = [True]
 
-    def once(work: Any) -> Any:
-        answer = run(work)
+    def cut() -> None:
         if lost and lost.pop():
             raise ConnectionLost("cut", in_doubt=True)
+
+    def once(self: Any, turn: Any) -> Any:
+        answer = run(self, turn)
+        cut()
         return answer
 
-    monkeypatch.setattr(type(client._link), "_within_once", lambda self, work: once(work))
+    async def aonce(self: Any, turn: Any) -> Any:
+        answer: Any = await run(self, turn)
+        cut()
+        return answer
+
+    monkeypatch.setattr(link, "_take_once", aonce if inspect.iscoroutinefunction(run) else once)
     if action == "cancel":
         assert client.cancel_task(id_).state == "cancelled"
     else:

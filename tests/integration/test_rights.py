@@ -16,7 +16,7 @@ from fastq import Client, Producer, Task, TaskInfo, _engine
 from fastq._db import Database as Db
 from fastq.errors import DatabaseError, SettingsError
 from fastq.migrations import down, migrate
-from fastq.rights import KINDS, Kind, check, grants, held
+from fastq.rights import KINDS, Kind, checking, grants, held
 from tests.support.consuming import new_consumer
 from tests.support.databases import Database
 from tests.support.lab import Lab
@@ -333,18 +333,18 @@ def test_each_right_that_is_taken_away_is_named(roles: Roles, migrated: str, kin
     rights = _engine.rights_of(kind)
     assert len(rights) == len(set(rights)) > 10
     with Db(dsn, migrated) as db:
-        check(db, kind)
+        db.perform(checking(db.schema, kind))
         for on, object_, privilege, column in rights:
             what = f"{privilege} ({column})" if column else privilege
             where = f'SCHEMA "{migrated}"' if on == "schema" else f'{on} "{migrated}".{object_}'
             roles.as_owner(f'REVOKE {what} ON {where} FROM "{name}"')
             with pytest.raises(DatabaseError) as error:
-                check(db, kind)
+                db.perform(checking(db.schema, kind))
             lacking = f"{what} on {object_ or f'schema {migrated}'}"
             assert f"it lacks {lacking}. The schema's owner" in refusal(error)
             assert held(db).lacking[kind] == lacking
             roles.as_owner(f'GRANT {what} ON {where} TO "{name}"')
-        check(db, kind)
+        db.perform(checking(db.schema, kind))
 
 
 def test_granting_again_changes_nothing(roles: Roles, migrated: str, db: psycopg.Connection) -> None:

@@ -9,7 +9,7 @@ from typing import assert_type
 import psycopg
 
 import fastq
-from fastq import App, Client, Consumer, Enqueued, Producer, Task, TaskInfo, TaskRecord
+from fastq import App, AsyncClient, Client, Consumer, Enqueued, Producer, Task, TaskInfo, TaskRecord
 
 app = App("host=nowhere")
 
@@ -75,7 +75,7 @@ def parts(producer: Producer, client: Client) -> None:
     client.edit_task(1, priority=2)  # type: ignore[call-arg]
     client.cancel_task("1")  # type: ignore[arg-type]
     client.cancel_tasks(states=["done"])  # type: ignore[list-item]
-    client.cancel_tasks(["failed"])  # type: ignore[call-arg]
+    client.cancel_tasks(["failed"])  # type: ignore[call-arg, list-item]
     client.count_tasks("kill", types=["t"])  # type: ignore[arg-type]
     with psycopg.connect() as connection:
         assert_type(client.retry_task_tx(connection, 1), TaskRecord)
@@ -89,6 +89,21 @@ def parts(producer: Producer, client: Client) -> None:
     Task("t", {}, "queue")  # type: ignore[call-arg]
     producer.enqueue("t")  # type: ignore[arg-type]
     Producer(pool=3)  # type: ignore[call-arg]
+
+
+async def async_parts(client: AsyncClient) -> None:
+    assert_type(await client.get_task(1), TaskRecord)
+    assert_type(await client.counts(), dict[str, int])
+    assert_type(await client.counts("queue"), dict[str, dict[str, int]])
+    assert_type(await client.cancel_tasks(states=["failed", "scheduled"], ids=range(5)), int)
+    assert_type((await client.list_tasks(limit=5)).tasks, tuple[TaskRecord, ...])
+    client.delete_tasks(states=["done"])  # type: ignore[list-item, unused-coroutine]
+    await client.delete_tasks(["failed"])  # type: ignore[call-arg, list-item]
+    async with await psycopg.AsyncConnection.connect() as connection, client as entered:
+        assert_type(entered, AsyncClient)
+        assert_type(await client.retry_task_tx(connection, 1), TaskRecord)
+    with psycopg.connect() as wrong:
+        await client.retry_task_tx(wrong, 1)  # type: ignore[arg-type]
 
 
 consumer = Consumer(queues=["a"], concurrency=8, retry_policy=fastq.ConstantBackoff(5), heartbeat_interval=1.0)

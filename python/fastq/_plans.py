@@ -1,0 +1,189 @@
+"""What a client's calls ask of the database, transaction by transaction: written once for `Client` and `AsyncClient`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal, TypeAlias
+
+from fastq._actions import Action, Change, act_on_batch, act_on_one, not_found
+from fastq._arguments import Filter, check_id, read_texts
+from fastq._records import (
+    LAST_ID,
+    STATES,
+    WAITING,
+    Kind,
+    Page,
+    State,
+    TaskRecord,
+    check_states,
+    places_of,
+    to_record,
+)
+from fastq._work import Plan, read
+from fastq.errors import SettingsError
+
+Order: TypeAlias = Literal["created_at", "id"]
+Counts: TypeAlias = dict[str, int] | dict[str, dict[str, int]]
+
+#: A page holds at most this many tasks: their payloads are in memory together.
+LIMIT: Final = 10_000
+#: Tasks that one transaction of a call for many changes: their rows stay locked until its commit, a few milliseconds later.
+BATCH: Final = 500
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_AFTER: Final = re.compile(r"(?P<order>id|created_at)-(?P<way>up|down)-(?P<time>-?\d{1,17})-(?P<id>\d{1,18})", re.ASCII)
+_NO_CHANGE: Final = Change()
+
+
+def get_task(schema: str, id_: int) -> Plan[TaskRecord]:
+    """Of `Client.get_task`."""
+    check_id(id_)
+    rows = (yield from read("find_task", id_, walk=True)) if 0 < id_ <= LAST_ID else []
+    if not rows:
+        raise not_found(schema, id_)
+    return to_record(rows[0], with_errors=True)
+
+
+def list_tasks(
+    states: Sequence[State | Kind] | None,
+    types: Sequence[str] | None,
+    queues: Sequence[str] | None,
+    *,
+    limit: int,
+    order_by: Order,
+    descending: bool,
+    after: str | None,
+) -> Plan[Page]:
+    """Of `Client.list_tasks`."""
+    places = places_of(states)
+    if limit.__class__ is not int or not 1 <= limit <= LIMIT:
+        raise SettingsError(f"limit is {limit!r}, but must be a whole number from 1 to {LIMIT:,}")
+    if order_by not in ("created_at", "id"):
+        raise SettingsError(f"order_by is {order_by!r}, but must be 'created_at' or 'id'")
+    time, last_id = _from_after(after, order_by, descending=descending)
+    lanes = yield from _lanes_of(types, queues)
+    # One more than wanted tells whether there are more.
+    parts = (limit + 1, last_id, lanes, *places.params)
+    if order_by == "created_at":
+        rows = yield from read("list_tasks_by_created_at", *parts, time, descending, walk=False)
+    elif descending:
+        rows = yield from read("list_tasks_by_id_descending", *parts, walk=True)
+    else:
+        rows = yield from read("list_tasks_by_id_ascending", *parts, walk=True)
+    tasks = tuple(to_record(row, with_errors=False) for row in rows[:limit])
+    more = len(rows) > limit
+    return Page(tasks, _to_after(tasks[-1], order_by, descending=descending) if more else None)
+
+
+def counts(by: Literal["queue", "type"] | None, states: Sequence[State | Kind] | None) -> Plan[Counts]:
+    """Of `Client.counts`."""
+    wanted: tuple[State | Kind, ...] = STATES if states is None else tuple(check_states(states))
+    if by not in (None, "queue", "type"):
+        raise SettingsError(f"by is {by!r}, but must be None, 'queue' or 'type'")
+    split: dict[str, dict[str, int]] = {}
+    for queue, type_, found, tasks in (yield from read("count_tasks", walk=False)):
+        name = "" if by is None else queue if by == "queue" else type_
+        numbers = split.setdefault(name, dict.fromkeys(wanted, 0))
+        for state in ("pending", found) if found in WAITING else (found,):
+            if state in numbers:
+                numbers[state] += tasks
+    return split if by is not None else split.get("", dict.fromkeys(wanted, 0))
+
+
+def act(schema: str, action: Action, id_: int, change: Change = _NO_CHANGE) -> Plan[TaskRecord]:
+    """Of a call that does something to one task and leaves it there."""
+    record = yield from _act(schema, action, id_, change)
+    # Only a deletion leaves nothing to answer.
+    assert record is not None  # noqa: S101
+    return record
+
+
+def delete(schema: str, id_: int) -> Plan[None]:
+    """Of `Client.delete_task`."""
+    yield from _act(schema, "delete", id_, _NO_CHANGE)
+
+
+def _act(schema: str, action: Action, id_: int, change: Change) -> Plan[TaskRecord | None]:
+    check_id(id_)
+    if not 0 < id_ < LAST_ID:
+        raise not_found(schema, id_)
+    return (yield from act_on_one(schema, action, id_, change))
+
+
+def count_tasks(wanted: Filter) -> Plan[int]:
+    """Of `Client.count_tasks`."""
+    if wanted.ids is not None:
+        return (yield from _over_batches(wanted, None))
+    return sum(
+        tasks
+        for queue, type_, place, tasks in (yield from read("count_tasks", walk=False))
+        if place in wanted.places
+        and (wanted.types is None or type_ in wanted.types)
+        and (wanted.queues is None or queue in wanted.queues)
+    )
+
+
+def act_on_many(action: Action, wanted: Filter, change: Change = _NO_CHANGE) -> Plan[int]:
+    """Of a call for many tasks."""
+    return _over_batches(wanted, lambda batch: act_on_batch(action, batch, wanted.places, change))
+
+
+def _over_batches(wanted: Filter, act_on: Callable[[list[int]], Plan[int]] | None) -> Plan[int]:
+    """The tasks that match, in order of ids and in batches, each looked for when it is its turn: how many were acted on, or match."""
+    lanes = yield from _lanes_of(wanted.types, wanted.queues)
+    places = wanted.places
+    count = 0
+    if not places or lanes == []:
+        return count
+    if wanted.ids is not None:
+        for i in range(0, len(wanted.ids), BATCH):
+            found = yield from read("locate_tasks", wanted.ids[i : i + BATCH], walk=True)
+            batch = [id_ for id_, lane, place in found if place in places and (lanes is None or lane in lanes)]
+            if batch:
+                count += len(batch) if act_on is None else (yield from act_on(batch))
+        return count
+    last = 0
+    while rows := (yield from read("pick_tasks", BATCH, last, lanes, *places.params, walk=True)):
+        batch = [id_ for (id_,) in rows]
+        count += len(batch) if act_on is None else (yield from act_on(batch))
+        last = batch[-1]
+    return count
+
+
+def _lanes_of(types: Sequence[str] | None, queues: Sequence[str] | None) -> Plan[list[int] | None]:
+    """The lanes of these types and queues; None: all."""
+    if types is None and queues is None:
+        return None
+    rows = yield from read("find_lanes", read_texts("types", types), read_texts("queues", queues), walk=False)
+    return [lane for (lane,) in rows]
+
+
+def _to_after(last: TaskRecord, order_by: Order, *, descending: bool) -> str:
+    time = (last.created_at - _EPOCH) // timedelta(microseconds=1)
+    return f"{order_by}-{'down' if descending else 'up'}-{time}-{last.id}"
+
+
+def _from_after(after: object, order_by: Order, *, descending: bool) -> tuple[datetime | None, int]:
+    if after is None:
+        return None, LAST_ID if descending else 0
+    found = _AFTER.fullmatch(after) if isinstance(after, str) else None
+    if found is None or found["order"] != order_by or found["way"] != ("down" if descending else "up"):
+        raise SettingsError(f"after is {after!r}, but must be `next` of a page that was listed in the same order")
+    return _EPOCH + timedelta(microseconds=int(found["time"])), int(found["id"])
+
+
+__all__ = [
+    "BATCH",
+    "LIMIT",
+    "Counts",
+    "Order",
+    "act",
+    "act_on_many",
+    "count_tasks",
+    "counts",
+    "delete",
+    "get_task",
+    "list_tasks",
+]
