@@ -54,7 +54,7 @@ class AsyncClient:
     async def wait(
         self,
         id: int,  # noqa: A002
-        timeout: float | timedelta | None = None,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109 - as `Client.wait` has it
         *,
         poll_interval: float | timedelta = POLL_INTERVAL,
     ) -> Any:

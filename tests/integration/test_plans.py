@@ -283,7 +283,9 @@ def test_what_was_claimed_is_removed_by_hi(measured: Measured, stage: str) -> No
 
 
 @in_each_stage
-@pytest.mark.parametrize("name", ["complete_tasks", "complete_with_results", "fail_tasks", "give_back_tasks", "snooze_tasks"])
+@pytest.mark.parametrize(
+    "name", ["complete_tasks", "complete_with_results", "fail_tasks", "give_back_tasks", "snooze_tasks"]
+)
 def test_a_claim_is_looked_up_by_its_whole_key(measured: Measured, stage: str, name: str) -> None:
     """By its consumer alone each dead claim is read, too: beside a held snapshot there are more every second."""
     looked_up = [
