@@ -53,6 +53,7 @@ class Change(NamedTuple):
     """Seconds from now."""
     run_at: datetime | None = None
     """Wins over ``delay``."""
+    priority: int | None = None
 
 
 class Whom:

@@ -13,7 +13,7 @@ from fastq._actions import ALLOWED, Action, Change
 from fastq._records import LAST_ID, Kind, Places, State, places_of
 from fastq.errors import PayloadError, SettingsError
 from fastq.settings import PAYLOAD_LIMIT
-from fastq.task import check_aware, to_seconds
+from fastq.task import check_aware, check_priority, to_seconds
 
 
 class _As(Enum):
@@ -84,6 +84,17 @@ def read_texts(name: str, values: Sequence[object] | None) -> list[str] | None:
     return [str(value) for value in values]
 
 
+def read_priorities(values: object) -> list[int] | None:
+    """The priorities as a list. Raises SettingsError."""
+    if values is None:
+        return None
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise SettingsError(f"priorities is {values!r}, but must be a sequence of priorities")
+    for value in values:
+        check_priority(value)
+    return list(values)
+
+
 def check_id(id_: object) -> None:
     """That it is a whole number. Raises SettingsError."""
     if id_.__class__ is not int:
@@ -99,24 +110,37 @@ def _read_ids(values: object) -> list[int]:
     return sorted({id_ for id_ in given if 0 < id_ < LAST_ID})
 
 
-def read_change(payload: object, delay: float | timedelta | None, run_at: datetime | None) -> Change:
+def read_change(
+    payload: object, delay: float | timedelta | None, run_at: datetime | None, priority: int | None
+) -> Change:
     """What an edit changes.
 
     Raises:
-        SettingsError: nothing, or a time or delay that no task can have.
+        SettingsError: nothing, or a time, delay or priority that no task can have.
         PayloadError: the payload can't be encoded, or is over the limit.
     """
-    if payload is AS_IT_IS and delay is None and run_at is None:
-        raise SettingsError("neither payload nor delay nor run_at is given: there is nothing to change")
+    if payload is AS_IT_IS and delay is None and run_at is None and priority is None:
+        raise SettingsError("neither payload nor delay nor run_at nor priority is given: there is nothing to change")
     if run_at is not None:
         check_aware("run_at", run_at)
+    if priority is not None:
+        check_priority(priority)
     seconds = None if delay is None else to_seconds("delay", delay)
     if payload is AS_IT_IS:
-        return Change(delay=seconds, run_at=run_at)
+        return Change(delay=seconds, run_at=run_at, priority=priority)
     format_, encoded = ("b", payload) if isinstance(payload, bytes) else ("j", _engine.encode_json(payload))
     if len(encoded) > PAYLOAD_LIMIT:
         raise PayloadError(f"the payload has {len(encoded):,} bytes, but may have {PAYLOAD_LIMIT:,}")
-    return Change(format_, encoded, seconds, run_at)
+    return Change(format_, encoded, seconds, run_at, priority)
 
 
-__all__ = ["AS_IT_IS", "Filter", "Filters", "check_id", "read_change", "read_filter", "read_texts"]
+__all__ = [
+    "AS_IT_IS",
+    "Filter",
+    "Filters",
+    "check_id",
+    "read_change",
+    "read_filter",
+    "read_priorities",
+    "read_texts",
+]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypedDict, 
 
 from fastq._options import read_name
 from fastq.errors import SettingsError
-from fastq.task import Enqueued, Task
+from fastq.task import PRIORITY, Enqueued, Task
 
 if TYPE_CHECKING:
     from fastq.producer import Producer
@@ -35,6 +35,7 @@ class TaskOptions(TypedDict, total=False):
     """What `TaskFunction.with_options` takes, each as `Task` does."""
 
     queue: str
+    priority: int
     max_attempts: int
     delay: float | timedelta | None
     run_at: datetime | None
@@ -50,6 +51,7 @@ class Options:
     delay: float | timedelta | None = None
     run_at: datetime | None = None
     idempotency_token: str | None = None
+    priority: int = PRIORITY
 
 
 class TaskFunction(Generic[P, R]):
@@ -116,6 +118,7 @@ class TaskFunction(Generic[P, R]):
             self.type,
             payload,
             queue=options.queue,
+            priority=options.priority,
             delay=options.delay,
             run_at=options.run_at,
             max_attempts=options.max_attempts,
@@ -126,7 +129,7 @@ class TaskFunction(Generic[P, R]):
         """The same with other options for its tasks; this one stays as it is.
 
         Args:
-            **options: ``delay``, ``run_at``, ``queue``, ``max_attempts``, ``idempotency_token``, each as `Task` takes it.
+            **options: ``delay``, ``run_at``, ``queue``, ``priority``, ``max_attempts``, ``idempotency_token``, each as `Task` takes it.
 
         Raises:
             SettingsError: a value out of range.

@@ -54,6 +54,9 @@ class ConsumerOptions(TypedDict, total=False):
     """Whether it may be the one that rescues, promotes and forgets for all (True)."""
     result_limit: int
     """Bytes of one result that is kept for ``result_ttl``, at most (1 MiB)."""
+    ageing: int
+    """Each so many claims, one takes, in each queue, tasks of one of the lower priorities alone, those in turn (0: none, and a queue's
+    tasks of a higher priority keep the lower ones waiting for as long as there are any)."""
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -152,7 +155,7 @@ def _read(settings: type, names: Iterable[str], given: Mapping[str, Any]) -> dic
                 raise SettingsError(f"{name} is {value!r}, but must be True or False")
             options[name] = value
         elif isinstance(default, int):
-            options[name] = read_count(name, value)
+            options[name] = read_count(name, value, least=min(default, 1))
         else:
             options[name] = read_duration(name, value)
     return options
@@ -164,10 +167,10 @@ def _unknown(name: str, value: object, names: list[str]) -> str:
     return f"unknown setting {name} (given as {value!r}): {hint}"
 
 
-def read_count(name: str, value: object) -> int:
-    """A whole number of at least 1. Raises SettingsError."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNT_LIMIT:
-        raise SettingsError(f"{name} is {value!r}, but must be a whole number, 1 to {_COUNT_LIMIT:,}")
+def read_count(name: str, value: object, *, least: int = 1) -> int:
+    """A whole number of at least ``least``. Raises SettingsError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _COUNT_LIMIT:
+        raise SettingsError(f"{name} is {value!r}, but must be a whole number, {least} to {_COUNT_LIMIT:,}")
     return value
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from fastq._actions import Action, Change, act_on_batch, act_on_one, not_found
-from fastq._arguments import Filter, check_id, read_texts
+from fastq._arguments import Filter, check_id, read_priorities, read_texts
 from fastq._records import (
     LAST_ID,
     STATES,
@@ -21,8 +21,8 @@ from fastq._records import (
     places_of,
     to_record,
 )
-from fastq._work import Plan, read
-from fastq.errors import SettingsError
+from fastq._work import Plan, Statement, Turn, Work, read, take
+from fastq.errors import DatabaseError, SettingsError
 
 Order: TypeAlias = Literal["created_at", "id"]
 Counts: TypeAlias = dict[str, int] | dict[str, dict[str, int]]
@@ -50,6 +50,7 @@ def list_tasks(
     states: Sequence[State | Kind] | None,
     types: Sequence[str] | None,
     queues: Sequence[str] | None,
+    priorities: Sequence[int] | None,
     *,
     limit: int,
     order_by: Order,
@@ -63,7 +64,7 @@ def list_tasks(
     if order_by not in ("created_at", "id"):
         raise SettingsError(f"order_by is {order_by!r}, but must be 'created_at' or 'id'")
     time, last_id = _from_after(after, order_by, descending=descending)
-    lanes = yield from _lanes_of(types, queues)
+    lanes = yield from _lanes_of(types, queues, priorities)
     # One more than wanted tells whether there are more.
     parts = (limit + 1, last_id, lanes, *places.params)
     if order_by == "created_at":
@@ -100,16 +101,54 @@ def act(schema: str, action: Action, id_: int, change: Change = _NO_CHANGE) -> P
     return record
 
 
+def act_tx(schema: str, action: Action, id_: int, change: Change) -> Plan[TaskRecord]:
+    """As `act`, in the user's transaction, after `make_lane` in one of its own."""
+    _check_known(schema, id_)
+    record = yield from act_on_one(schema, action, id_, change)
+    assert record is not None  # noqa: S101
+    if change.priority not in (None, record.priority):
+        raise DatabaseError(
+            f"task {id_} keeps priority {record.priority}: your transaction began before priority {change.priority} was known here, "
+            "roll it back and run it again",
+            sqlstate="40001",
+            is_transient=True,
+        )
+    return record
+
+
+def make_lane(schema: str, id_: int, change: Change) -> Plan[None]:
+    """As `make_lanes`, for one task."""
+    _check_known(schema, id_)
+    yield from make_lanes([id_], change)
+
+
+def make_lanes(ids: Sequence[int], change: Change) -> Plan[None]:
+    """Lanes for these tasks with another priority, committed before they are needed: no producer waits for one of them."""
+    if change.priority is None:
+        return
+    if lanes := sorted({lane for _, lane, _ in (yield from read("locate_tasks", list(ids), walk=True))}):
+
+        def work() -> Work[None]:
+            yield Statement("create_lanes", lanes, change.priority)
+
+        yield from take(Turn(work, repeatable=True))
+
+
 def delete(schema: str, id_: int) -> Plan[None]:
     """Of `Client.delete_task`."""
     yield from _act(schema, "delete", id_, _NO_CHANGE)
 
 
 def _act(schema: str, action: Action, id_: int, change: Change) -> Plan[TaskRecord | None]:
+    _check_known(schema, id_)
+    yield from make_lanes([id_], change)
+    return (yield from act_on_one(schema, action, id_, change))
+
+
+def _check_known(schema: str, id_: int) -> None:
     check_id(id_)
     if not 0 < id_ < LAST_ID:
         raise not_found(schema, id_)
-    return (yield from act_on_one(schema, action, id_, change))
 
 
 def count_tasks(wanted: Filter) -> Plan[int]:
@@ -127,7 +166,12 @@ def count_tasks(wanted: Filter) -> Plan[int]:
 
 def act_on_many(action: Action, wanted: Filter, change: Change = _NO_CHANGE) -> Plan[int]:
     """Of a call for many tasks."""
-    return _over_batches(wanted, lambda batch: act_on_batch(action, batch, wanted.places, change))
+
+    def act_on(batch: list[int]) -> Plan[int]:
+        yield from make_lanes(batch, change)
+        return (yield from act_on_batch(action, batch, wanted.places, change))
+
+    return _over_batches(wanted, act_on)
 
 
 def _over_batches(wanted: Filter, act_on: Callable[[list[int]], Plan[int]] | None) -> Plan[int]:
@@ -152,11 +196,14 @@ def _over_batches(wanted: Filter, act_on: Callable[[list[int]], Plan[int]] | Non
     return count
 
 
-def _lanes_of(types: Sequence[str] | None, queues: Sequence[str] | None) -> Plan[list[int] | None]:
-    """The lanes of these types and queues; None: all."""
-    if types is None and queues is None:
+def _lanes_of(
+    types: Sequence[str] | None, queues: Sequence[str] | None, priorities: Sequence[int] | None = None
+) -> Plan[list[int] | None]:
+    """The lanes of these types, queues and priorities; None: all."""
+    if types is None and queues is None and priorities is None:
         return None
-    rows = yield from read("find_lanes", read_texts("types", types), read_texts("queues", queues), walk=False)
+    wanted = (read_texts("types", types), read_texts("queues", queues), read_priorities(priorities))
+    rows = yield from read("find_lanes", *wanted, walk=False)
     return [lane for (lane,) in rows]
 
 
@@ -181,9 +228,11 @@ __all__ = [
     "Order",
     "act",
     "act_on_many",
+    "act_tx",
     "count_tasks",
     "counts",
     "delete",
     "get_task",
     "list_tasks",
+    "make_lane",
 ]

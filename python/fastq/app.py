@@ -24,7 +24,7 @@ from fastq.outcome import ErrorHook
 from fastq.producer import Producer
 from fastq.retry import RetryFunction, RetryPolicy, read_policy
 from fastq.settings import resolve_dsn, resolve_schema
-from fastq.task import MAX_ATTEMPTS, Task
+from fastq.task import MAX_ATTEMPTS, PRIORITY, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,6 +98,7 @@ class App:
         type: str,  # noqa: A002 - the word that tasks use
         *,
         queue: str = "default",
+        priority: int = PRIORITY,
         max_attempts: int = MAX_ATTEMPTS,
         timeout: float | timedelta | None = None,
         workers: int | None = None,
@@ -110,6 +111,7 @@ class App:
         Args:
             type: ties tasks to the function; 1 to 255 characters.
             queue: where its tasks are enqueued by default.
+            priority: 0 to 9; within their queue tasks of a higher one are claimed first.
             max_attempts: runs in all, 1 to 32,767, before a task fails for good.
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never.
             workers: how many of it run at once in a consumer; None: as many as its ``concurrency`` lets.
@@ -125,8 +127,8 @@ class App:
         if callable(type):
             _refuse_bare(type)
         name = read_name("type", type)
-        options = Options(read_name("queue", queue), max_attempts)
-        Task(name, queue=queue, max_attempts=max_attempts)
+        options = Options(read_name("queue", queue), max_attempts, priority=priority)
+        Task(name, queue=queue, priority=priority, max_attempts=max_attempts)
         cap = None if workers is None else read_count("workers", workers)
         limit = None if timeout is None else read_duration("timeout", timeout)
         policy = None if retry_policy is None else read_policy(retry_policy)

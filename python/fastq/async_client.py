@@ -80,6 +80,7 @@ class AsyncClient:
         states: Sequence[State | Kind] | None = None,
         types: Sequence[str] | None = None,
         queues: Sequence[str] | None = None,
+        priorities: Sequence[int] | None = None,
         limit: int = 50,
         order_by: Order = "created_at",
         descending: bool = True,
@@ -87,7 +88,7 @@ class AsyncClient:
     ) -> Page:
         """As `Client.list_tasks`."""
         plan = _plans.list_tasks(
-            states, types, queues, limit=limit, order_by=order_by, descending=descending, after=after
+            states, types, queues, priorities, limit=limit, order_by=order_by, descending=descending, after=after
         )
         return await self._link.run(plan)
 
@@ -138,9 +139,10 @@ class AsyncClient:
         payload: object = AS_IT_IS,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
+        priority: int | None = None,
     ) -> TaskRecord:
         """As `Client.edit_task`."""
-        change = read_change(payload, delay, run_at)
+        change = read_change(payload, delay, run_at, priority)
         return await self._link.run(_plans.act(self._link.schema, "edit", id, change))
 
     async def edit_task_tx(
@@ -151,10 +153,12 @@ class AsyncClient:
         payload: object = AS_IT_IS,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
+        priority: int | None = None,
     ) -> TaskRecord:
         """As ``edit_task``, in the transaction that is open on your own psycopg connection. See ``cancel_task_tx``."""
-        change = read_change(payload, delay, run_at)
-        return await self._run_tx(conn, _plans.act(self._link.schema, "edit", id, change))
+        change = read_change(payload, delay, run_at, priority)
+        await self._link.run(_plans.make_lane(self._link.schema, id, change))
+        return await self._run_tx(conn, _plans.act_tx(self._link.schema, "edit", id, change))
 
     # --- many tasks ----------------------------------------------------------------------------
 
@@ -180,11 +184,12 @@ class AsyncClient:
         payload: object = AS_IT_IS,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
+        priority: int | None = None,
         **tasks: Unpack[Filters],
     ) -> int:
         """As `Client.edit_tasks`."""
         wanted = read_filter("edit", tasks)
-        return await self._link.run(_plans.act_on_many("edit", wanted, read_change(payload, delay, run_at)))
+        return await self._link.run(_plans.act_on_many("edit", wanted, read_change(payload, delay, run_at, priority)))
 
     async def close(self) -> None:
         """Close the connection. Idempotent; a later call makes a new one."""

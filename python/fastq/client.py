@@ -106,12 +106,13 @@ class Client:
         states: Sequence[State | Kind] | None = None,
         types: Sequence[str] | None = None,
         queues: Sequence[str] | None = None,
+        priorities: Sequence[int] | None = None,
         limit: int = 50,
         order_by: Order = "created_at",
         descending: bool = True,
         after: str | None = None,
     ) -> Page:
-        """A page of the tasks that are in one of ``states`` and of one of ``types`` and ``queues`` (None: of any).
+        """A page of the tasks that are in one of ``states`` and of one of ``types``, ``queues`` and ``priorities`` (None: of any).
 
         A state is read from its own tables, so asking for ``running`` costs nothing for a million that completed. By ``id`` a page
         takes milliseconds; by ``created_at`` all tasks of the states asked for are looked at, half a second to three a million:
@@ -121,6 +122,7 @@ class Client:
             states: any of the six states, ``"scheduled"`` and ``"retrying"``; ``"pending"`` includes these two.
             types: exact types.
             queues: exact names.
+            priorities: 0 to 9.
             limit: at most so many tasks, 1 to 10,000.
             order_by: ``"created_at"`` (alike ones by id) or ``"id"``.
             descending: the newest first.
@@ -128,7 +130,7 @@ class Client:
                 between two pages may be in none of them; none is in both unless it changed.
         """
         plan = _plans.list_tasks(
-            states, types, queues, limit=limit, order_by=order_by, descending=descending, after=after
+            states, types, queues, priorities, limit=limit, order_by=order_by, descending=descending, after=after
         )
         return self._link.run(plan)
 
@@ -231,14 +233,17 @@ class Client:
         payload: object = AS_IT_IS,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
+        priority: int | None = None,
     ) -> TaskRecord:
-        """Change the payload or the time of a task that waits. Once this returns, nothing runs it as it was before.
+        """Change the payload, the time or the priority of a task that waits. Once this returns, nothing runs it as it was before.
 
         Args:
             id: the task's.
             payload: as `Task` takes it: anything that JSON can hold, or raw ``bytes``; at most 1 MiB encoded. Default: as it is.
             delay: seconds, or a timedelta, until it may start, counted by the database's clock from now. None: as it is.
             run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now. None: as it is.
+            priority: 0 to 9. With another one it comes last among those that wait with that priority, and workers see that within their
+                poll interval (1 second by default). None: as it is.
 
         Returns:
             The task as it waits.
@@ -247,9 +252,9 @@ class Client:
             TaskNotFound: there is none.
             InvalidTransition: it does not wait (any more).
             PayloadError: the payload can't be encoded, or is over the limit.
-            SettingsError: nothing to change is given, or a time or delay that no task can have.
+            SettingsError: nothing to change is given, or a time, delay or priority that no task can have.
         """
-        change = read_change(payload, delay, run_at)
+        change = read_change(payload, delay, run_at, priority)
         return self._link.run(_plans.act(self._link.schema, "edit", id, change))
 
     def edit_task_tx(
@@ -260,10 +265,19 @@ class Client:
         payload: object = AS_IT_IS,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
+        priority: int | None = None,
     ) -> TaskRecord:
-        """As ``edit_task``, in the transaction that is open on your own psycopg connection. See ``cancel_task_tx``."""
-        change = read_change(payload, delay, run_at)
-        return self._run_tx(conn, _plans.act(self._link.schema, "edit", id, change))
+        """As ``edit_task``, in the transaction that is open on your own psycopg connection. See ``cancel_task_tx``.
+
+        A priority that no task of this queue and type has had is made known over the client's own connection, and stays known.
+
+        Raises:
+            DatabaseError: also where your transaction began before that priority was known and can't see it (``sqlstate`` 40001): roll
+                it back and run it again.
+        """
+        change = read_change(payload, delay, run_at, priority)
+        self._link.run(_plans.make_lane(self._link.schema, id, change))
+        return self._run_tx(conn, _plans.act_tx(self._link.schema, "edit", id, change))
 
     # --- many tasks ----------------------------------------------------------------------------
 
@@ -324,9 +338,10 @@ class Client:
         payload: object = AS_IT_IS,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
+        priority: int | None = None,
         **tasks: Unpack[Filters],
     ) -> int:
-        """Give the tasks that match and wait another time, or all the same payload. See ``edit_task`` and ``cancel_tasks``.
+        """Give the tasks that match and wait another time or priority, or all the same payload. See ``edit_task`` and ``cancel_tasks``.
 
         Returns:
             How many.
@@ -336,7 +351,7 @@ class Client:
             SettingsError: no filter or nothing to change is given, or something of it is wrong.
         """
         wanted = read_filter("edit", tasks)
-        return self._link.run(_plans.act_on_many("edit", wanted, read_change(payload, delay, run_at)))
+        return self._link.run(_plans.act_on_many("edit", wanted, read_change(payload, delay, run_at, priority)))
 
     def close(self) -> None:
         """Close the connection. Idempotent; a later call makes a new one."""

@@ -77,6 +77,8 @@ class ConsumerSettings:
     """It may be the one that rescues, promotes and forgets for all."""
     result_limit: int = RESULT_LIMIT
     """Bytes of one result that is kept."""
+    ageing: int = 0
+    """Each so many claims, one of a lower priority alone; 0: none."""
 
 
 @dataclass(slots=True)

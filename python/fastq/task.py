@@ -12,8 +12,10 @@ from fastq.errors import SettingsError
 MAX_ATTEMPTS: Final = 3
 #: The column is a smallint.
 MAX_ATTEMPTS_LIMIT: Final = 32_767
-
-
+#: The priority that a task gets unless it says otherwise, which is the lowest.
+PRIORITY: Final = 0
+#: The highest.
+PRIORITY_LIMIT: Final = 9
 #: No duration may be longer, in seconds: a century.
 DURATION_LIMIT: Final = 36_525 * 86_400.0
 
@@ -44,21 +46,23 @@ class Task:
         type: ties the task to its handler; 1 to 255 characters.
         payload: anything that JSON can hold, or raw ``bytes``; at most 1 MiB encoded (a producer's setting).
         queue: the name under which consumers pick it; 1 to 255 characters.
+        priority: 0 to 9; within its queue the higher is claimed first.
         delay: seconds, or a timedelta, until it may start, counted by the database's clock from its enqueue.
         run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now.
         max_attempts: runs in all, 1 to 32,767, before it fails for good.
         idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
 
     Raises:
-        SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at``, a ``max_attempts`` out of
-            range. Lengths and the payload are checked at enqueue.
+        SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at``, a ``priority`` or ``max_attempts``
+            out of range. Lengths and the payload are checked at enqueue.
     """
 
-    __slots__ = ("delay", "idempotency_token", "max_attempts", "payload", "queue", "run_at", "type")
+    __slots__ = ("delay", "idempotency_token", "max_attempts", "payload", "priority", "queue", "run_at", "type")
 
     type: str
     payload: Any
     queue: str
+    priority: int
     delay: float | None
     run_at: datetime | None
     max_attempts: int
@@ -70,6 +74,7 @@ class Task:
         payload: object = None,
         *,
         queue: str = "default",
+        priority: int = PRIORITY,
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
         max_attempts: int = MAX_ATTEMPTS,
@@ -79,6 +84,9 @@ class Task:
         self.type = type
         self.payload = payload
         self.queue = queue
+        if priority is not PRIORITY:
+            check_priority(priority)
+        self.priority = priority
         self.delay = None if delay is None else to_seconds("delay", delay)
         if run_at is not None:
             check_aware("run_at", run_at)
@@ -96,6 +104,7 @@ class Task:
             f", {name}={value!r}"
             for name, value, default in (
                 ("queue", self.queue, "default"),
+                ("priority", self.priority, PRIORITY),
                 ("delay", self.delay, None),
                 ("run_at", self.run_at, None),
                 ("max_attempts", self.max_attempts, MAX_ATTEMPTS),
@@ -126,6 +135,12 @@ def check_aware(name: str, value: object) -> None:
         raise SettingsError(f"{name} is {value!r}, a naive datetime, but must be aware: give it a tzinfo")
 
 
+def check_priority(value: object) -> None:
+    """That it is a priority. Raises SettingsError."""
+    if value.__class__ is not int or not PRIORITY <= value <= PRIORITY_LIMIT:
+        raise SettingsError(f"priority is {value!r}, but must be a whole number, {PRIORITY} to {PRIORITY_LIMIT}")
+
+
 class Enqueued(NamedTuple):
     """What enqueueing a task answers."""
 
@@ -135,4 +150,15 @@ class Enqueued(NamedTuple):
     """False: a task with this type and idempotency token was there before, and nothing was written."""
 
 
-__all__ = ["DURATION_LIMIT", "MAX_ATTEMPTS", "MAX_ATTEMPTS_LIMIT", "Enqueued", "Task", "check_aware", "to_seconds"]
+__all__ = [
+    "DURATION_LIMIT",
+    "MAX_ATTEMPTS",
+    "MAX_ATTEMPTS_LIMIT",
+    "PRIORITY",
+    "PRIORITY_LIMIT",
+    "Enqueued",
+    "Task",
+    "check_aware",
+    "check_priority",
+    "to_seconds",
+]

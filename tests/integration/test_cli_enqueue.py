@@ -116,7 +116,7 @@ def test_bad_lines_are_reported_with_their_numbers_and_left_out(
         {"type": "a"},
         "{bad",
         "",
-        {"type": "a", "priority": 1},
+        {"type": "a", "weight": 1},
         {"type": "x" * 256},
         {"type": "a", "payload": "x" * 1024 * 1024},
         {"type": "a", "delay": -1},
@@ -127,7 +127,7 @@ def test_bad_lines_are_reported_with_their_numbers_and_left_out(
     assert states(db) == {"pending": 2}
     reported = result.stderr.splitlines()
     assert [line.partition(":")[0] for line in reported] == [f"line {number} left out" for number in (2, 4, 5, 6, 7)]
-    assert "unknown key 'priority'" in reported[1]
+    assert "unknown key 'weight'" in reported[1]
     assert result.stdout == "enqueued 2 tasks; 5 bad lines\n"
 
 

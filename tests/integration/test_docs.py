@@ -143,7 +143,7 @@ def test_quickstart_script(document: Document, dsn: str, migrated: str) -> None:
     with fastq.Client(dsn, schema=migrated) as client:
         counts = client.counts(by="type", states=["pending", "completed", "scheduled"])
     # In bulk, once for the token, two delayed ones, and one from async code.
-    assert sum(counts["email:send"].values()) - counts["email:send"]["scheduled"] == 10_000 + 30_000 + 1 + 2 + 1
+    assert sum(counts["email:send"].values()) - counts["email:send"]["scheduled"] == 10_000 + 30_000 + 1 + 2 + 1 + 1
     assert counts["email:send"]["scheduled"] == 2
 
 

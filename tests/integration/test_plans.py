@@ -385,7 +385,7 @@ def test_a_task_that_a_client_changes_is_found_in_a_few_pages(big: Session) -> N
     """Of a million that wait, as many delayed, completed, and with tokens. Each of 16 leaves is looked into for copies."""
     waiting, delayed, completed, claimed = "'{500001}'", "'{10500001}'", "'{20500001}'", "'{30500000}'"
     kinds = "'{retrying}'"
-    change = ("'j'", "'x'", "5", "NULL")
+    change = ("'j'", "'x'", "5", "NULL", "NULL")
     for name, values, most in (
         ("cancel_ready", (waiting,), 60),
         ("delete_ready", (waiting,), 60),

@@ -34,7 +34,7 @@ send.enqueue()  # type: ignore[call-arg]
 send.enqueue(5)  # type: ignore[arg-type]
 send.enqueue("a", cc="b")  # type: ignore[call-arg]
 send.task(subject="b")  # type: ignore[call-arg]
-send.with_options(priority=1)  # type: ignore[call-arg]
+send.with_options(weight=1)  # type: ignore[call-arg]
 send.with_options(delay=60).enqueue(1)  # type: ignore[arg-type]
 app.task("t", retries=1)  # type: ignore[call-arg]
 app.consumer(concurrency=4, poll_interval=timedelta(seconds=2))
@@ -72,7 +72,7 @@ def parts(producer: Producer, client: Client) -> None:
     assert_type(client.edit_task(1, payload=None, delay=timedelta(minutes=1)), TaskRecord)
     assert_type(client.cancel_tasks(states=["failed", "scheduled"], ids=range(5)), int)
     assert_type(client.count_tasks("retry", types=["t"]), int)
-    client.edit_task(1, priority=2)  # type: ignore[call-arg]
+    client.edit_task(1, weight=2)  # type: ignore[call-arg]
     client.cancel_task("1")  # type: ignore[arg-type]
     client.cancel_tasks(states=["done"])  # type: ignore[list-item]
     client.cancel_tasks(["failed"])  # type: ignore[call-arg, list-item]
@@ -85,7 +85,7 @@ def parts(producer: Producer, client: Client) -> None:
         client.delete_task(1)
     except fastq.InvalidTransition as error:
         assert_type(error.task, TaskRecord)
-    Task("t", priority=1)  # type: ignore[call-arg]
+    Task("t", weight=1)  # type: ignore[call-arg]
     Task("t", {}, "queue")  # type: ignore[call-arg]
     producer.enqueue("t")  # type: ignore[arg-type]
     Producer(pool=3)  # type: ignore[call-arg]

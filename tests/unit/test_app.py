@@ -86,7 +86,7 @@ def test_options_for_one_task(app: App) -> None:
         ({"max_attempts": 0}, "max_attempts is 0"),
         ({"queue": ""}, "queue has 0 characters"),
         ({"run_at": datetime(2030, 1, 1)}, "naive"),  # noqa: DTZ001 - the point
-        ({"priority": 1}, "unknown: priority; there are"),
+        ({"weight": 1}, "unknown: weight; there are"),
     ],
 )
 def test_options_that_are_refused_where_they_are_given(app: App, options: dict[str, Any], message: str) -> None:

@@ -46,7 +46,7 @@ def test_only_the_type_is_needed() -> None:
         (b"[" * 100_000, "it is not JSON"),
         (b'{"type": "\xff"}', "it is not UTF-8: invalid start byte at byte 11"),
         (b"{}", "'type' is missing"),
-        (b'{"type": "t", "priority": 1}', "unknown key 'priority'; there are delay"),
+        (b'{"type": "t", "weight": 1}', "unknown key 'weight'; there are delay"),
         (b'{"type": ""}', "type has 0 characters"),
         (b'{"type": 5}', "type is 5, but must be a str"),
         (b'{"type": "a\\u0000b"}', "NUL"),

@@ -74,9 +74,20 @@ def test_max_attempts_at_its_limits(max_attempts: int) -> None:
     assert Task("t", max_attempts=max_attempts).max_attempts == max_attempts
 
 
+@pytest.mark.parametrize("priority", [-1, 10, 1.0, "3", True, False, None])
+def test_a_priority_out_of_range_is_refused(priority: Any) -> None:
+    with pytest.raises(SettingsError, match=r"priority is .*0 to 9"):
+        Task("t", priority=priority)
+
+
+@pytest.mark.parametrize("priority", [0, 9])
+def test_a_priority_at_its_limits(priority: int) -> None:
+    assert Task("t", priority=priority).priority == priority
+
+
 def test_an_unknown_setting_is_refused() -> None:
-    with pytest.raises(TypeError, match="priority"):
-        Task("t", priority=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="weight"):
+        Task("t", weight=1)  # type: ignore[call-arg]
 
 
 def test_the_repr_shows_no_payload() -> None:

@@ -35,6 +35,7 @@ _BATCH_BYTES: Final = 32 * 1024 * 1024
 @click.option("--file", "path", metavar="FILE", help="Enqueue the tasks of a JSON Lines file; - is standard input.")
 @click.option("--strict", is_flag=True, help="With --file: one bad line, and nothing is written.")
 @click.option("--queue", metavar="NAME", help="[default]")
+@click.option("--priority", type=int, metavar="N", help="0 to 9: within its queue the higher starts first.  [0]")
 @click.option("--delay", type=float, metavar="SECONDS", help="Let it wait before it may start.")
 @click.option("--run-at", metavar="TIME", help="Not before this time: ISO 8601 with its offset from UTC.")
 @click.option("--max-attempts", type=int, metavar="N", help="Runs in all before it fails for good.  [3]")
@@ -48,6 +49,7 @@ def enqueue(
     path: str | None,
     strict: bool,
     queue: str | None,
+    priority: int | None,
     delay: float | None,
     run_at: str | None,
     max_attempts: int | None,
@@ -58,12 +60,13 @@ def enqueue(
 ) -> None:
     """Enqueue one task of TYPE with PAYLOAD (JSON), or many from a file.
 
-    In a file each line is a JSON object with the keys type, payload, queue, delay, run_at, max_attempts and
-    idempotency_token; only type is needed. Tasks are committed every 10,000. A bad line is reported and left out, and the
+    In a file each line is a JSON object with the keys type, payload, queue, priority, delay, run_at,
+    max_attempts and idempotency_token; only type is needed. Tasks are committed every 10,000. A bad line is reported and left out, and the
     exit status is 1 at the end.
     """
     options = {
         "queue": queue,
+        "priority": priority,
         "delay": delay,
         "run_at": run_at,
         "max_attempts": max_attempts,

@@ -58,6 +58,7 @@ struct ConsumerSettings {
     queue_retention: Vec<(String, f64, f64, f64, f64)>,
     upkeep: bool,
     result_limit: usize,
+    ageing: usize,
 }
 
 impl ConsumerSettings {
@@ -117,6 +118,7 @@ impl ConsumerSettings {
             },
             upkeep: self.upkeep,
             result_limit: self.result_limit,
+            ageing: self.ageing,
             dsn: self.dsn,
             schema: self.schema,
         })

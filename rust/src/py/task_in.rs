@@ -10,7 +10,9 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyMemoryView, PyString,
 
 use crate::engine::error::{Error, Kind};
 use crate::engine::produce::copy::Batch;
-use crate::engine::produce::task::{Format, LaneKey, NewTask, When, check_payload, check_text, refused};
+use crate::engine::produce::task::{
+    Format, LaneKey, NewTask, PRIORITY_LIMIT, When, check_payload, check_text, refused,
+};
 use crate::py::json;
 
 /// Types and queues remembered in one call.
@@ -40,6 +42,7 @@ type Result<T> = std::result::Result<T, Refused>;
 struct Fields<'py> {
     kind: Bound<'py, PyString>,
     queue: Bound<'py, PyString>,
+    priority: i16,
     payload: Bound<'py, PyAny>,
     max_attempts: i16,
     when: Option<When>,
@@ -66,6 +69,10 @@ impl<'py> Fields<'py> {
         };
         let kind = text("type", task.getattr(intern!(py, "type"))?)?;
         let queue = text("queue", task.getattr(intern!(py, "queue"))?)?;
+        let priority = task.getattr(intern!(py, "priority"))?;
+        let priority = priority.extract::<i16>().map_err(|_| {
+            refused(format!("priority is {priority}, but must be a whole number, 0 to {PRIORITY_LIMIT}"))
+        })?;
         let payload = task.getattr(intern!(py, "payload"))?;
         let max_attempts = task.getattr(intern!(py, "max_attempts"))?;
         let max_attempts = max_attempts.extract::<i16>().ok().filter(|&n| n >= 1).ok_or_else(|| {
@@ -80,7 +87,7 @@ impl<'py> Fields<'py> {
         };
         let token = task.getattr(intern!(py, "idempotency_token"))?;
         let token = if token.is_none() { None } else { Some(text("idempotency_token", token)?) };
-        Ok(Self { kind, queue, payload, max_attempts, when, token })
+        Ok(Self { kind, queue, priority, payload, max_attempts, when, token })
     }
 
     fn token(&self) -> Result<Option<&str>> {
@@ -163,7 +170,8 @@ pub(crate) struct Reader<'py> {
     limit: usize,
     /// The names seen last: tasks of a load mostly share the very same `str` objects.
     last: Option<(Bound<'py, PyString>, Bound<'py, PyString>, Arc<LaneKey>)>,
-    lanes: HashMap<String, HashMap<String, Arc<LaneKey>>>,
+    /// By type and queue: one a priority.
+    lanes: HashMap<String, HashMap<String, Vec<Arc<LaneKey>>>>,
 }
 
 impl<'py> Reader<'py> {
@@ -184,18 +192,20 @@ impl<'py> Reader<'py> {
     }
 
     fn lane(&mut self, fields: &Fields<'py>) -> Result<&Arc<LaneKey>> {
-        let is_known = matches!(&self.last, Some((kind, queue, _)) if kind.is(&fields.kind) && queue.is(&fields.queue));
+        let is_known = matches!(&self.last, Some((kind, queue, lane))
+            if kind.is(&fields.kind) && queue.is(&fields.queue) && lane.priority == fields.priority);
         if !is_known {
             let (kind, queue) = (str_of("type", &fields.kind)?, str_of("queue", &fields.queue)?);
             let known = self.lanes.get(kind).and_then(|queues| queues.get(queue));
-            let lane = if let Some(lane) = known {
+            let lane = if let Some(lane) = known.into_iter().flatten().find(|lane| lane.priority == fields.priority) {
                 Arc::clone(lane)
             } else {
-                let lane = LaneKey::new(queue, kind)?;
+                let lane = LaneKey::new(queue, kind, fields.priority)?;
                 if self.lanes.len() >= MOST_LANES {
                     self.lanes.clear();
                 }
-                self.lanes.entry(kind.to_owned()).or_default().insert(queue.to_owned(), Arc::clone(&lane));
+                let queues = self.lanes.entry(kind.to_owned()).or_default();
+                queues.entry(queue.to_owned()).or_default().push(Arc::clone(&lane));
                 lane
             };
             self.last = Some((fields.kind.clone(), fields.queue.clone(), lane));
@@ -210,7 +220,7 @@ impl<'py> Reader<'py> {
 /// Reads one task.
 pub(crate) fn read(task: &Bound<'_, PyAny>, limit: usize) -> Result<NewTask> {
     let fields = Fields::read(task)?;
-    let lane = LaneKey::new(str_of("queue", &fields.queue)?, str_of("type", &fields.kind)?)?;
+    let lane = LaneKey::new(str_of("queue", &fields.queue)?, str_of("type", &fields.kind)?, fields.priority)?;
     let token = fields.token()?.map(str::to_owned);
     let format = format_of(&fields.payload);
     let mut payload = Vec::with_capacity(128);

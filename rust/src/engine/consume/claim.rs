@@ -3,6 +3,7 @@
 mod answer;
 mod careful;
 mod culprit;
+mod order;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use crate::engine::connect::{Backoff, Link, Target};
 use crate::engine::consume::books::Books;
@@ -26,6 +27,7 @@ use crate::engine::error::Result;
 
 use careful::HOLD;
 use culprit::Search;
+use order::Order;
 
 /// Payload of one claim, at most.
 const CLAIM_BYTES: usize = 8 << 20;
@@ -49,12 +51,15 @@ struct Lane {
     id: i32,
     kind: usize,
     queue: Arc<str>,
+    priority: i16,
     /// Of tracks 0 and 1: the `rid` up to which all was taken.
     hints: [i64; 2],
     /// Chunks to lock in one claim.
     chunks: i64,
     /// There may be more than the last claim took.
     maybe: bool,
+    /// It is known to: what is below it in its queue waits.
+    more: bool,
     /// A notification said so, and no claim has looked since.
     told: bool,
 }
@@ -72,17 +77,19 @@ struct Asked {
     tasks: i64,
     bytes: i64,
     limit: i64,
+    /// Lanes are left out for what waits above them.
+    is_held: bool,
 }
 
 impl Asked {
-    fn push(&mut self, lane: &Lane, track: i16, hint: i64, group: usize, want: usize) {
+    fn push(&mut self, lane: &Lane, track: i16, hint: i64, group: usize, want: usize, chunks: i64) {
         let want = i64::try_from(want).unwrap_or(i64::MAX);
         self.lanes.push(lane.id);
         self.tracks.push(track);
         self.hints.push(hint);
         self.groups.push(i32::try_from(group).unwrap_or(i32::MAX));
         self.wants.push(want);
-        self.chunks.push(lane.chunks.min(want));
+        self.chunks.push(chunks.min(want));
     }
 }
 
@@ -104,7 +111,7 @@ pub struct Claimer<'a> {
     stale: bool,
     /// Lanes that were named to us and are of types that we have no handler for.
     foreign: HashSet<i32>,
-    turn: usize,
+    order: Order,
     /// When the last look at all lanes from their start began, and how long it took.
     swept: Option<Instant>,
     sweep_time: Duration,
@@ -129,7 +136,7 @@ impl<'a> Claimer<'a> {
             lanes: Vec::new(),
             stale: true,
             foreign: HashSet::new(),
-            turn: 0,
+            order: Order::new(shared.settings.ageing),
             swept: None,
             sweep_time: Duration::ZERO,
             sweep_wanted: false,
@@ -279,60 +286,35 @@ impl<'a> Claimer<'a> {
         Counters::add(&self.shared.counters.statements, 1);
         let mut lanes = Vec::with_capacity(rows.len());
         for row in rows {
-            let (id, name, queue): (i32, &str, &str) = (row.get(0), row.get(1), row.get(2));
+            let (id, name, queue, priority): (i32, &str, &str, i16) = (row.get(0), row.get(1), row.get(2), row.get(3));
             let Some(kind) = kinds.iter().position(|k| k.name == name) else { continue };
             let old = self.lanes.iter().find(|l| l.id == id);
-            let (hints, chunks) = old.map_or(([0; 2], FEWEST_CHUNKS), |l| (l.hints, l.chunks));
-            lanes.push(Lane { id, kind, queue: Arc::from(queue), hints, chunks, maybe: true, told: false });
+            let (hints, chunks, more) = old.map_or(([0; 2], FEWEST_CHUNKS, true), |l| (l.hints, l.chunks, l.more));
+            let queue = Arc::from(queue);
+            lanes.push(Lane { id, kind, queue, priority, hints, chunks, maybe: true, more, told: false });
         }
+        self.order.sort(&lanes);
         self.lanes = lanes;
         self.stale = false;
         Ok(())
     }
 
     async fn claim_ordinary(&mut self, wants: &Wants, sweep: bool) -> Result<bool> {
-        let startable = self.shared.sched.lock().startable();
-        let shared_group = self.shared.settings.kinds.len();
-        let mut asked = Asked {
-            tasks: saturating(wants.tasks),
-            bytes: saturating(wants.bytes.min(CLAIM_BYTES)),
-            ..Asked::default()
-        };
-        let mut most: HashMap<usize, i64> = HashMap::new();
-        self.turn = self.turn.wrapping_add(1);
-        let count = self.lanes.len();
-        for step in 0..count {
-            let lane = &self.lanes[(step + self.turn) % count];
-            let Some(want) = wants.types.iter().find(|w| w.kind == lane.kind) else { continue };
-            if !sweep && !lane.maybe {
-                continue;
-            }
-            let uncapped = want.slow
-                && startable > 0
-                && self.shared.settings.kinds[lane.kind].workers >= self.shared.settings.concurrency;
-            let (group, tasks) = if uncapped { (shared_group, startable) } else { (lane.kind, want.tasks) };
-            for track in [1, 0] {
-                asked.push(
-                    lane,
-                    track,
-                    if sweep { 0 } else { lane.hints[usize::from(track.unsigned_abs())] },
-                    group,
-                    tasks,
-                );
-            }
-            let chunks = lane.chunks.min(saturating(tasks));
-            most.entry(group).and_modify(|m| *m = (*m).max(chunks)).or_insert(chunks);
-        }
-        asked.limit = most.values().sum::<i64>().max(FEWEST_CHUNKS);
+        let plan = self.order.next(sweep);
+        let mut asked = self.ask(wants, plan, CLAIM_BYTES);
         if asked.lanes.is_empty() {
             if sweep {
                 self.swept = Some(Instant::now());
                 self.sweep_wanted = false;
             } else {
+                if asked.is_held {
+                    // A type that waits for those above always wants something: each batch would wake us.
+                    sleep(SOON / 2).await;
+                }
                 // What may hold more is of types that want nothing now; looked at again after `hungry` is up, so that no wake-up is lost.
                 self.shared.hungry.store(true, Ordering::Release);
                 let again = self.shared.sched.lock().wants(self.shared.round_trip());
-                if !again.types.iter().any(|w| self.lanes.iter().any(|l| l.maybe && l.kind == w.kind)) {
+                if self.ask(&again, plan, CLAIM_BYTES).lanes.is_empty() {
                     let limit = Instant::now() + self.shared.settings.poll_interval;
                     drop(timeout_at(limit.into(), self.shared.claim_news.notified()).await);
                 }
@@ -349,7 +331,12 @@ impl<'a> Claimer<'a> {
             self.swept = Some(began);
             self.sweep_time = began.elapsed();
         }
+        self.order.note(plan, began);
         self.judge(&asked, &brought, sweep);
+        if asked.is_held && saturating(brought.tasks) < asked.tasks {
+            // What was left out need not wait until slots come together.
+            self.last_claim = began.checked_sub(TRICKLE).unwrap_or(began);
+        }
         Ok(true)
     }
 
@@ -364,28 +351,39 @@ impl<'a> Claimer<'a> {
         }
         // The claim ended before it had seen all of every lane.
         let cut = saturating(brought.tasks) >= asked.tasks || chunks_in_all >= asked.limit;
+        // A lane ahead of what came last was seen to its end: by group, and in all.
+        let (mut lasts, mut last): (HashMap<i32, usize>, usize) = (HashMap::new(), 0);
+        for i in (0..asked.lanes.len()).filter(|&i| of(i).1 > 0) {
+            lasts.insert(asked.groups[i], i);
+            last = i;
+        }
         let mut short = false;
         for lane in &mut self.lanes {
             let (mut seen, mut full, mut at_limit, mut taken, mut uptos) = (false, false, false, 0, Vec::new());
+            let mut more = false;
             for i in (0..asked.lanes.len()).filter(|&i| asked.lanes[i] == lane.id) {
                 seen = true;
                 let (chunks, _, upto) = of(i);
                 taken += chunks;
-                full |= cut || groups.get(&asked.groups[i]).is_some_and(|tasks| *tasks >= asked.wants[i]);
                 at_limit |= chunks >= asked.chunks[i];
-                uptos.push((asked.tracks[i], chunks, upto));
+                let group_full = groups.get(&asked.groups[i]).is_some_and(|tasks| *tasks >= asked.wants[i]);
+                full |= cut || group_full;
+                let is_last = lasts.get(&asked.groups[i]).is_none_or(|&last| last <= i);
+                more |= (cut && last <= i) || (group_full && is_last);
+                uptos.push((asked.tracks[i], chunks, upto, asked.hints[i] == 0));
             }
             if !seen {
                 continue;
             }
             lane.maybe = full || at_limit;
+            lane.more = more || at_limit;
             // Told of something and found nothing: a row that another holds for a moment is not an empty lane.
             short |= !lane.maybe && (taken > 0 || lane.told);
             lane.told = false;
-            for (track, chunks, upto) in uptos {
+            for (track, chunks, upto, from_start) in uptos {
                 let hint = &mut lane.hints[usize::from(track.unsigned_abs()) % 2];
                 // A sweep that was cut short knows of rows behind the hint: there the next claim goes on.
-                *hint = if sweep && lane.maybe && chunks > 0 { upto } else { upto.max(*hint) };
+                *hint = if from_start && lane.maybe && chunks > 0 { upto } else { upto.max(*hint) };
             }
             if at_limit && !full {
                 lane.chunks = (lane.chunks * 2).min(MOST_CHUNKS);

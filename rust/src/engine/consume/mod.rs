@@ -68,6 +68,7 @@ pub struct Settings {
     pub retention: Retentions,
     pub upkeep: bool,
     pub result_limit: usize,
+    pub ageing: usize,
 }
 
 /// Where the engine is in its life.

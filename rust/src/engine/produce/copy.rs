@@ -80,7 +80,7 @@ impl<'a> Iterator for Rows<'a> {
 /// Tasks of a batch that are alike.
 #[derive(Debug)]
 pub struct Group {
-    /// Their queue and type.
+    /// Their queue, type and priority.
     pub lane: Arc<LaneKey>,
     /// Their runs in all.
     pub max_attempts: i16,
@@ -414,7 +414,7 @@ mod tests {
     use super::*;
 
     fn batch(payloads: &[&[u8]]) -> Batch {
-        let lane = LaneKey::new("default", "a").unwrap();
+        let lane = LaneKey::new("default", "a", 0).unwrap();
         let mut batch = Batch::default();
         for payload in payloads {
             let at = batch.group(&lane, 3, false);
@@ -475,7 +475,7 @@ mod tests {
 
     #[test]
     fn the_order_of_mixed_tasks_is_kept() {
-        let lanes = [LaneKey::new("q", "a").unwrap(), LaneKey::new("q", "b").unwrap()];
+        let lanes = [LaneKey::new("q", "a", 0).unwrap(), LaneKey::new("q", "b", 0).unwrap()];
         let mut batch = Batch::default();
         for n in [0, 0, 1, 0, 1] {
             let at = batch.group(&lanes[n], 3, false);

@@ -224,7 +224,7 @@ mod tests {
     use crate::engine::produce::task::Format;
 
     fn batch(n: usize) -> Batch {
-        let lanes = ["a", "b"].map(|kind| LaneKey::new("q", kind).unwrap());
+        let lanes = ["a", "b"].map(|kind| LaneKey::new("q", kind, 0).unwrap());
         let mut batch = Batch::default();
         for i in 0..n {
             let when = match i % 3 {

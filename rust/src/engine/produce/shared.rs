@@ -310,8 +310,7 @@ impl Shared {
         if let Some(&id) = self.lanes.lock().get(key) {
             return Ok(id);
         }
-        let priority = 0i16;
-        let params: [Param<'_>; 3] = [&key.queue, &key.kind, &priority];
+        let params: [Param<'_>; 3] = [&key.queue, &key.kind, &key.priority];
         let mut rows = self.ask(deadline, "find_lane", &params[..]).await?;
         if rows.is_empty() {
             self.ask(deadline, "create_lane", &params[..]).await?;

@@ -10,21 +10,29 @@ pub const TEXT_LIMIT: usize = 255;
 /// Longest delay, a hundred years in seconds (`DURATION_LIMIT` of settings.py): well inside what PostgreSQL and Python hold as a time.
 pub const DELAY_LIMIT: f64 = 3_155_760_000.0;
 
-/// Which lane a task goes to: its queue and type (the priority is 0).
+/// Highest priority; the lowest, and the default, is 0 (`PRIORITY_LIMIT` of task.py).
+pub const PRIORITY_LIMIT: i16 = 9;
+
+/// Which lane a task goes to: its queue, type and priority.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LaneKey {
     /// The queue's name.
     pub queue: String,
     /// The task's type.
     pub kind: String,
+    /// The higher is claimed first within the queue.
+    pub priority: i16,
 }
 
 impl LaneKey {
-    /// Checks both names.
-    pub fn new(queue: &str, kind: &str) -> Result<Arc<Self>> {
+    /// Checks all three.
+    pub fn new(queue: &str, kind: &str, priority: i16) -> Result<Arc<Self>> {
         check_text("type", kind)?;
         check_text("queue", queue)?;
-        Ok(Arc::new(Self { queue: queue.to_owned(), kind: kind.to_owned() }))
+        if !(0..=PRIORITY_LIMIT).contains(&priority) {
+            return Err(refused(format!("priority is {priority}, but must be a whole number, 0 to {PRIORITY_LIMIT}")));
+        }
+        Ok(Arc::new(Self { queue: queue.to_owned(), kind: kind.to_owned(), priority }))
     }
 }
 
@@ -80,7 +88,7 @@ impl When {
 /// One task of a single enqueue, or of a small `enqueue_many`.
 #[derive(Debug, Clone)]
 pub struct NewTask {
-    /// Its queue and type.
+    /// Its queue, type and priority.
     pub lane: Arc<LaneKey>,
     /// Runs in all before it fails for good.
     pub max_attempts: i16,
@@ -137,6 +145,16 @@ mod tests {
         }
         for bad in ["", "a\0b", &"x".repeat(256), &"ü".repeat(256)] {
             assert!(check_text("type", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn priorities_are_0_to_9() {
+        for good in [0, 9] {
+            assert_eq!(LaneKey::new("q", "a", good).unwrap().priority, good);
+        }
+        for bad in [-1, 10] {
+            assert!(LaneKey::new("q", "a", bad).is_err(), "{bad}");
         }
     }
 

@@ -447,7 +447,7 @@ mod tests {
         let mut lanes: Vec<Arc<LaneKey>> = Vec::new();
         for (kind, when, token) in what {
             if !lanes.iter().any(|lane| lane.kind == *kind) {
-                lanes.push(LaneKey::new("default", kind).unwrap());
+                lanes.push(LaneKey::new("default", kind, 0).unwrap());
             }
             let lane = lanes.iter().find(|lane| lane.kind == *kind).unwrap();
             let at = batch.group(lane, 3, when.is_some());

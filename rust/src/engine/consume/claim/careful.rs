@@ -93,9 +93,8 @@ impl Claimer<'_> {
         let count = saturating(tasks);
         let mut asked = Asked { tasks: count, bytes: saturating(CLAIM_BYTES), limit: count, ..Asked::default() };
         for &track in tracks {
-            asked.push(&self.lanes[at], track, 0, 0, tasks);
+            asked.push(&self.lanes[at], track, 0, 0, tasks, count);
         }
-        asked.chunks = vec![count; tracks.len()];
         loop {
             if let Some(brought) = self.claim_or_search(&mut asked).await? {
                 return Ok(brought);
