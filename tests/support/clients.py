@@ -16,13 +16,19 @@ KINDS: tuple[Kind, ...] = ("sync", "async")
 
 
 class Bridge:
-    """An `AsyncClient` on a loop in a thread of its own, called as a `Client` is."""
+    """An `AsyncClient` on a loop in a thread of its own, called as a `Client` is.
 
-    def __init__(self, client: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+    What it does in transactions of its own. In those of others, on blocking connections, ``beside`` does it.
+    """
+
+    def __init__(self, client: AsyncClient, loop: asyncio.AbstractEventLoop, beside: Client) -> None:
         self._client = client
         self._on = loop
+        self._beside = beside
 
     def __getattr__(self, name: str) -> Any:
+        if name.endswith("_tx"):
+            return getattr(self._beside, name)
         found = getattr(self._client, name)
         if not inspect.iscoroutinefunction(found):
             return found
@@ -43,7 +49,7 @@ def open_client(kind: Kind, dsn: str, *, schema: str, **options: Any) -> Iterato
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    bridge = Bridge(AsyncClient(dsn, schema=schema, **options), loop)
+    bridge = Bridge(AsyncClient(dsn, schema=schema, **options), loop, Client(dsn, schema=schema))
     try:
         yield cast("Client", bridge)
     finally:
