@@ -121,7 +121,7 @@ class Consumer:
             type: exactly that of the tasks.
             workers: how many of it run at once; None: as many as ``concurrency`` lets.
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never. A coroutine is cancelled;
-                a sync handler can't be, its thread goes on and what comes of it is dropped.
+                a sync handler can't be: it sees ``task.is_cancelled()``, its thread goes on, and what comes of it is dropped.
             retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
             middleware: what goes around it, the first outermost; all of it within what ``use`` was given.
             result_ttl: seconds, or a timedelta, that what it returns is kept for `Client.wait`; 0: not at all; None: as the consumer
