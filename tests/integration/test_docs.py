@@ -147,6 +147,13 @@ def test_quickstart_script(document: Document, dsn: str, migrated: str) -> None:
     assert counts["email:send"]["scheduled"] == 2
 
 
+@pytest.mark.parametrize("document", ["docs/results.md"], indirect=True)
+def test_results(document: Document, worker: Worker) -> None:
+    printed = document.python("-", text=document.script)
+    assert printed.splitlines() == ["{'sum': 6, 'count': 3}", "failed ZeroDivisionError: division by zero"]
+    assert worker.process.poll() is None
+
+
 # What a Django project has in its settings.
 _DJANGO = """
 import django

@@ -67,6 +67,8 @@ def parts(producer: Producer, client: Client) -> None:
     assert_type(results[0], Enqueued)
     assert_type(results[1:], Sequence[Enqueued])
     assert_type(client.get_task(1), TaskRecord)
+    client.wait(1, timeout=timedelta(seconds=1), poll_interval=0.5)
+    client.wait("1")  # type: ignore[arg-type]
     assert_type(client.cancel_task(1), TaskRecord)
     assert_type(client.retry_task(1), TaskRecord)
     assert_type(client.edit_task(1, payload=None, delay=timedelta(minutes=1)), TaskRecord)

@@ -68,7 +68,10 @@ def test_errors_cross_processes_whole(error: Exception) -> None:
     assert vars(copy) == vars(error)
 
 
-def test_a_refused_move_carries_the_task_across_processes() -> None:
+@pytest.mark.parametrize("kind", [errors.InvalidTransition, errors.TaskFailed, errors.ResultNotKept])
+def test_an_error_about_a_state_carries_the_task_across_processes(
+    kind: type[errors.InvalidTransition | errors.TaskFailed | errors.ResultNotKept],
+) -> None:
     task = TaskRecord(
         id=7,
         type="t",
@@ -84,5 +87,5 @@ def test_a_refused_move_carries_the_task_across_processes() -> None:
         ended_at=None,
         errors=(),
     )
-    copy = pickle.loads(pickle.dumps(errors.InvalidTransition("task 7 runs", task)))  # noqa: S301 - our own
-    assert (type(copy), str(copy), copy.task) == (errors.InvalidTransition, "task 7 runs", task)
+    copy = pickle.loads(pickle.dumps(kind("task 7 runs", task)))  # noqa: S301 - our own
+    assert (type(copy), str(copy), copy.task) == (kind, "task 7 runs", task)
