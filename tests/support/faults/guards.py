@@ -18,6 +18,7 @@ _RACES: Final = "tests/integration/test_rules_races.py::"
 _INTERLEAVED: Final = "tests/integration/test_rules_fences.py::"
 _MOVES: Final = "tests/integration/test_client_actions_races.py::"
 _ACTIONS: Final = "tests/integration/test_client_actions.py::"
+_RESULTS: Final = "tests/integration/test_results.py::"
 _STOP: Final = "tests/faults/test_process_stop.py::"
 
 _LEADS: Final = "EXISTS (SELECT FROM fastq.leader WHERE holder = $1::bigint AND term = $2::bigint)"
@@ -74,6 +75,13 @@ GUARDS: Final = (
         "c.no = s.no FOR NO KEY UPDATE",
         "c.no = s.no",
         _CLAIMS + "test_two_flushes_of_one_claim_both_count",
+    ),
+    _sql(
+        "results: only of what the claim holds",
+        "complete_with_results",
+        "WHERE m.ok @> r.id",
+        "WHERE r.id IS NOT NULL",
+        _RESULTS + "test_only_results_of_what_the_claim_holds_are_stored",
     ),
     _sql(
         "failure: only what the claim holds",
