@@ -1,4 +1,4 @@
-//! A connection in use: prepared statements, and the limit that every wait has.
+//! A connection in use: its statements, prepared or (through a pooler) not, and the limit that every wait has.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -6,23 +6,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Row, Statement};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, CopyInSink, Row, SimpleQueryMessage, Statement};
 
 use crate::engine::connect::Target;
+use crate::engine::connect::backoff::random_u64;
 use crate::engine::connect::dial::Session;
 use crate::engine::connect::fault::seconds;
+use crate::engine::connect::pooler::{self, Pooled};
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::sql::MIGRATIONS;
 
-/// One connection with its prepared statements. Dropped, it is closed.
+/// One connection with its statements. Dropped, it is closed.
 #[derive(Debug)]
 pub struct Link {
-    /// The client, for COPY and transactions; everything else goes through the methods here.
-    pub client: Client,
+    client: Client,
+    /// Something hands out the server's sessions by the transaction.
+    pooled: Option<Pooled>,
     target: Target,
     /// The server, for messages.
     place: String,
@@ -36,8 +40,8 @@ pub struct Link {
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 impl Link {
-    /// Takes a session over: drives it from now on, and tells it `first` by `deadline`.
-    pub(super) async fn open(session: Session, target: Target, first: &str, deadline: Instant) -> Result<Self> {
+    /// Takes a session over: drives it from now on, and tells it by `deadline` how to plan and commit.
+    pub(super) async fn open(session: Session, target: Target, durable: bool, deadline: Instant) -> Result<Self> {
         let Session { client, mut connection, place } = session;
         let (notify, notified) = mpsc::unbounded_channel();
         let closing = Arc::new(Mutex::new(None));
@@ -57,16 +61,22 @@ impl Link {
         });
         let limit = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let failed = |e: Error| Error { message: format!("could not connect to {place}: {}", e.message), ..e };
-        match timeout(limit, client.batch_execute(first)).await {
-            Ok(Ok(())) => {}
+        let first = pooler::first_statement(&client, durable).await;
+        let is_direct = match timeout(limit, client.simple_query(&first)).await {
+            Ok(Ok(answer)) => answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(_))),
             Ok(Err(e)) => return Err(failed(Error::from(e))),
             Err(_) => return Err(failed(Error::lost("no answer to the first statement in time"))),
-        }
-        Ok(Self { client, target, place, statements: Mutex::default(), notified: Some(notified), closing })
+        };
+        let pooled = (!is_direct).then(|| Pooled::new(durable));
+        Ok(Self { client, pooled, target, place, statements: Mutex::default(), notified: Some(notified), closing })
     }
 
-    /// Counts a statement that goes through `client`; those of the methods here count themselves.
-    pub fn count(&self) {
+    /// Whether a pooler hands out the server's sessions: nothing that a session keeps may be asked for, such as LISTEN.
+    pub fn is_pooled(&self) -> bool {
+        self.pooled.is_some()
+    }
+
+    fn count(&self) {
         self.target.sent.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -94,19 +104,17 @@ impl Link {
         }
     }
 
-    /// The named statement, prepared once a connection.
-    pub async fn prepare(&self, name: &'static str) -> Result<Statement> {
-        let text = self.target.statements.text(name);
-        self.prepare_text(name, text).await
+    /// Makes ready for the named statement, so that running it is one message: what is sent together then stays together.
+    pub async fn prepare(&self, name: &'static str) -> Result<()> {
+        if self.pooled.is_some() {
+            self.types_of(name).await.map(drop)
+        } else {
+            self.statement(name, self.target.statements.text(name)).await.map(drop)
+        }
     }
 
-    /// The named statement of one leaf.
-    pub async fn prepare_leaf(&self, name: &'static str, leaf: i16) -> Result<Statement> {
-        let key = format!("{name}/{leaf}");
-        self.prepare_text(&key, &self.target.statements.leaf_text(name, leaf)).await
-    }
-
-    async fn prepare_text(&self, key: &str, text: &str) -> Result<Statement> {
+    /// The statement, prepared once a connection.
+    async fn statement(&self, key: &str, text: &str) -> Result<Statement> {
         if let Some(found) = self.statements.lock().get(key) {
             return Ok(found.clone());
         }
@@ -115,11 +123,67 @@ impl Link {
         Ok(statement)
     }
 
+    /// The types of a statement's parameters, asked for once: a statement without a name is sent with them.
+    async fn types_of(&self, name: &'static str) -> Result<Arc<[Type]>> {
+        if let Some(found) = self.target.types.lock().get(name) {
+            return Ok(Arc::clone(found));
+        }
+        // One message, so one transaction; a name that nobody else has, and that is gone at its end.
+        let key = format!("fastq_{:016x}", random_u64());
+        let text = format!(
+            "PREPARE {key} AS {}\n; SELECT oid FROM pg_catalog.pg_prepared_statements, \
+             unnest(parameter_types::oid[]) WITH ORDINALITY AS t (oid, n) WHERE name = '{key}' ORDER BY n; DEALLOCATE {key}",
+            self.target.statements.text(name)
+        );
+        let answer = self.within(self.client.simple_query(&text)).await?;
+        let read = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).and_then(|oid| Type::from_oid(oid.parse().ok()?))),
+            _ => None,
+        };
+        let types: Option<Arc<[Type]>> = answer.iter().filter_map(read).collect();
+        let types = types.ok_or_else(|| {
+            Error::new(
+                Kind::Schema,
+                format!("statement {name} has a parameter of a type that this fastq does not know"),
+            )
+        })?;
+        self.target.types.lock().insert(name, Arc::clone(&types));
+        Ok(types)
+    }
+
+    /// One statement without a name: within the transaction that is open, else within one of its own that is told how to plan and commit,
+    /// all in one flight.
+    async fn send<T>(
+        &self,
+        pooled: &Pooled,
+        work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+    ) -> Result<T> {
+        if pooled.is_open() {
+            return self.within(work).await;
+        }
+        let begin = pooled.begin();
+        let (begun, done, ended) = tokio::join!(
+            self.within(self.client.batch_execute(&begin)),
+            self.within(work),
+            self.within(self.client.batch_execute("COMMIT"))
+        );
+        pooler::begun(begun)?;
+        let done = done?;
+        ended?;
+        Ok(done)
+    }
+
     /// Runs a named statement and collects its rows.
     pub async fn query(&self, name: &'static str, params: Params<'_>) -> Result<Vec<Row>> {
-        let statement = self.prepare(name).await?;
+        let text = self.target.statements.text(name);
+        let Some(pooled) = &self.pooled else {
+            let statement = self.statement(name, text).await?;
+            self.count();
+            return self.within(self.client.query(&statement, params)).await;
+        };
+        let typed = with_types(params, &self.types_of(name).await?);
         self.count();
-        self.within(self.client.query(&statement, params)).await
+        self.send(pooled, self.client.query_typed(text, &typed)).await
     }
 
     /// Runs a named statement that answers at most one row.
@@ -129,15 +193,54 @@ impl Link {
 
     /// Runs a named statement; answers the rows it changed.
     pub async fn execute(&self, name: &'static str, params: Params<'_>) -> Result<u64> {
-        let statement = self.prepare(name).await?;
+        let text = self.target.statements.text(name);
+        let Some(pooled) = &self.pooled else {
+            let statement = self.statement(name, text).await?;
+            self.count();
+            return self.within(self.client.execute(&statement, params)).await;
+        };
+        let typed = with_types(params, &self.types_of(name).await?);
         self.count();
-        self.within(self.client.execute(&statement, params)).await
+        self.send(pooled, self.client.execute_typed(text, &typed)).await
     }
 
-    /// Runs plain text: transaction control, SET, LISTEN.
+    /// Runs a named statement of one leaf, which has no parameters.
+    pub async fn execute_leaf(&self, name: &'static str, leaf: i16) -> Result<()> {
+        let text = self.target.statements.leaf_text(name, leaf);
+        if let Some(pooled) = &self.pooled {
+            return self.send(pooled, self.client.batch_execute(&text)).await;
+        }
+        let statement = self.statement(&format!("{name}/{leaf}"), &text).await?;
+        self.within(self.client.execute(&statement, &[])).await.map(drop)
+    }
+
+    /// As `prepare`, for `copy_in`.
+    pub async fn prepare_copy(&self, name: &'static str, leaf: i16) -> Result<()> {
+        if self.pooled.is_some() {
+            return Ok(());
+        }
+        self.statement(&format!("{name}/{leaf}"), &self.target.statements.leaf_text(name, leaf)).await.map(drop)
+    }
+
+    /// Begins the COPY of one leaf, in the transaction that is open.
+    pub async fn copy_in(&self, name: &'static str, leaf: i16) -> Result<CopyInSink<Bytes>> {
+        let text = self.target.statements.leaf_text(name, leaf);
+        let statement = if self.pooled.is_some() {
+            // There is no COPY without a name here. Within the transaction the session is ours; dropped, the statement is closed behind
+            // the COPY and before the commit.
+            self.within(self.client.prepare(&text)).await?
+        } else {
+            self.statement(&format!("{name}/{leaf}"), &text).await?
+        };
+        self.within(self.client.copy_in(&statement)).await
+    }
+
+    /// Runs plain text: transaction control, LISTEN.
     pub async fn batch(&self, text: &str) -> Result<()> {
         self.count();
-        self.within(self.client.batch_execute(text)).await
+        let Some(pooled) = &self.pooled else { return self.within(self.client.batch_execute(text)).await };
+        let text = pooled.note(text);
+        pooler::begun(self.within(self.client.batch_execute(&text)).await)
     }
 
     /// Whether the connection is known to be gone.
@@ -177,6 +280,10 @@ impl Link {
         }
         Ok(())
     }
+}
+
+fn with_types<'a>(params: Params<'a>, types: &[Type]) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
+    params.iter().copied().zip(types.iter().cloned()).collect()
 }
 
 /// `1.2.3` as numbers, for comparison; what is no number counts as 0.

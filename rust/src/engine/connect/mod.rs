@@ -2,7 +2,7 @@
 //!
 //! [`words`] takes the string apart, [`sources`] adds the service file and the environment, [`options`] says what it all means. [`dial`]
 //! tries hosts and addresses in turn ([`hosts`], [`stream`], [`tls`], [`verify`], [`passfile`]), [`fault`] words what went wrong. A
-//! [`Link`] is what the rest of the engine holds.
+//! [`Link`] is what the rest of the engine holds, whether a [`pooler`] stands in between or not.
 
 mod backoff;
 mod dial;
@@ -11,12 +11,14 @@ mod hosts;
 mod link;
 mod options;
 mod passfile;
+mod pooler;
 mod sources;
 mod stream;
 mod tls;
 mod verify;
 mod words;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -25,21 +27,14 @@ pub use backoff::{Backoff, random_f64, random_u64};
 pub use link::{Link, Params};
 pub use words::{Given, Words, parse};
 
+use parking_lot::Mutex;
+use tokio_postgres::types::Type;
+
 use crate::engine::error::{Error, Result};
 use crate::engine::sql::Statements;
 use hosts::Host;
 use options::Options;
 use tls::Mode;
-
-/// Plans: generic, and never by reading a whole table. docs/adr/0001-storage.md has what happened without.
-const SESSION: &str = "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off; \
-     SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
-     SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET client_min_messages = warning; ";
-/// What may be lost in a crash is done again: claims, heartbeats, upkeep.
-const ASYNC_COMMIT: &str = "SET synchronous_commit = off";
-/// A role or database whose default is `off` would make an acknowledged enqueue a lie; stronger settings stay.
-const DURABLE_COMMIT: &str =
-    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Where to connect, and how long anything may take.
 #[derive(Debug, Clone)]
@@ -54,6 +49,8 @@ pub struct Target {
     pub statements: Arc<Statements>,
     /// Statements sent on its connections; given the same one, several targets count together.
     pub sent: Arc<AtomicU64>,
+    /// Types of the statements' parameters, as far as connections through a pooler asked for them.
+    types: Arc<Mutex<HashMap<&'static str, Arc<[Type]>>>>,
 }
 
 impl Target {
@@ -77,6 +74,7 @@ impl Target {
             statement_timeout,
             statements: Arc::new(Statements::new(schema)?),
             sent: Arc::default(),
+            types: Arc::default(),
         })
     }
 
@@ -93,10 +91,9 @@ impl Target {
     /// As `connect`, but gives up at `deadline` if that is sooner.
     pub async fn connect_by(&self, durable: bool, deadline: Instant) -> Result<Link> {
         let deadline = deadline.min(Instant::now() + self.connect_timeout);
-        let first = format!("{SESSION}{}", if durable { DURABLE_COMMIT } else { ASYNC_COMMIT });
         let making = async {
             let session = dial::dial(&self.options, deadline).await?;
-            Link::open(session, self.clone(), &first, deadline).await
+            Link::open(session, self.clone(), durable, deadline).await
         };
         making.await.map_err(|e| if self.is_ambiguous { unquotable(&e) } else { e })
     }

@@ -60,6 +60,7 @@ pub struct Control<'a> {
     upkeep_trouble: Trouble,
     lost_claims_trouble: Trouble,
     cancels: Cancels,
+    has_told_of_pooler: bool,
     beat_at: Instant,
     tick_at: Instant,
 }
@@ -83,6 +84,7 @@ impl<'a> Control<'a> {
             upkeep_trouble: Trouble::new("control"),
             lost_claims_trouble: Trouble::new("control"),
             cancels: Cancels::new(),
+            has_told_of_pooler: false,
             beat_at: now + shared.settings.heartbeat_interval,
             tick_at: now,
         }
@@ -137,10 +139,18 @@ impl<'a> Control<'a> {
             self.beat_at = Instant::now();
         }
         let Some(link) = &mut self.link else { return Ok(()) };
-        if self.shared.settings.listen && self.notified.is_none() {
+        if self.shared.settings.listen && self.notified.is_none() && !link.is_pooled() {
             link.batch(&format!("LISTEN \"{}\"", sql::channel(&self.shared.settings.schema))).await?;
             self.notified = link.notified.take();
             Counters::add(&self.shared.counters.statements, 1);
+        }
+        if self.shared.settings.listen && link.is_pooled() && !self.has_told_of_pooler {
+            self.has_told_of_pooler = true;
+            let message = format!(
+                "is connected through a pooler, which passes no notifications on: looks for new tasks every {:?}",
+                self.shared.settings.poll_interval
+            );
+            self.shared.log(Level::Info, "control", message);
         }
         let now = Instant::now();
         if now >= self.beat_at {

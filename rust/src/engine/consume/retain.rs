@@ -329,14 +329,12 @@ impl Retention {
     }
 
     async fn empty_in_transaction(&self, shared: &Shared, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
-        let lock = link.prepare_leaf("lock_leaf", leaf).await?;
-        link.within(link.client.execute(&lock, &[])).await?;
+        link.execute_leaf("lock_leaf", leaf).await?;
         let row = link.query_opt("check_leaf_empty", &[&me, &term, &leaf, &seconds(self.kept.leaf())]).await?;
         if !row.is_some_and(|r| r.get(0)) {
             return Ok(false);
         }
-        let truncate = link.prepare_leaf("truncate_leaf", leaf).await?;
-        link.within(link.client.execute(&truncate, &[])).await?;
+        link.execute_leaf("truncate_leaf", leaf).await?;
         link.execute("free_leaf", &[&leaf]).await?;
         Counters::add(&shared.counters.statements, 4);
         Ok(true)

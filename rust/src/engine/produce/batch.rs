@@ -4,7 +4,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use futures_util::SinkExt;
 
 use crate::engine::connect::Link;
@@ -133,7 +132,7 @@ impl Job<'_> {
         }
         let chunks = ChunkColumns::from(chunker.finish());
         let begin = ready.begin.take();
-        let copy = link.prepare_leaf("copy_tasks", ready.leaf).await?;
+        link.prepare_copy("copy_tasks", ready.leaf).await?;
         link.prepare("insert_chunks").await?;
         link.prepare("delay_tasks").await?;
         let put: [Param<'_>; 6] =
@@ -161,7 +160,7 @@ impl Job<'_> {
             opened.and(wait)?;
             committed?;
         } else {
-            let (opened, sink) = tokio::join!(opening, link.within(link.client.copy_in::<_, Bytes>(&copy)));
+            let (opened, sink) = tokio::join!(opening, link.copy_in("copy_tasks", ready.leaf));
             opened?;
             let mut sink = pin!(sink?);
             for block in blocks.finish() {

@@ -24,6 +24,8 @@ use crate::engine::produce::witness::Witness;
 const SEAT_WAIT: Duration = Duration::from_secs(1);
 /// Times that a transaction is sent anew.
 const TRIES: usize = 20;
+/// The same, where a name was taken in the server's session, which each next try gives another.
+const NAMES: usize = 1000;
 
 /// Serves one call to its end.
 pub(super) async fn run(shared: Arc<Shared>, ending: Ending) {
@@ -196,9 +198,11 @@ impl Stream {
         }
         let limit = self.shared.settings.statement_timeout.max(self.shared.settings.connect_timeout);
         let is_late = error.is_lost() && tx.lost_at.get_or_insert_with(Instant::now).elapsed() >= limit;
-        let may_pass = error.is_lost() || matches!(error.sqlstate(), Some("40P01" | "40001" | "23505"));
+        // 42P05: behind a pooler, where others may have left names in the server's session.
+        let most = if error.sqlstate() == Some("42P05") { NAMES } else { TRIES };
+        let may_pass = error.is_lost() || matches!(error.sqlstate(), Some("40P01" | "40001" | "23505" | "42P05"));
         tx.tries += 1;
-        if !may_pass || is_late || tx.kept.is_cut() || tx.tries > TRIES {
+        if !may_pass || is_late || tx.kept.is_cut() || tx.tries > most {
             let message = match error.sqlstate() {
                 Some("55P03") => format!("another open transaction holds an idempotency token of the call: {error}"),
                 _ => error.message.clone(),
