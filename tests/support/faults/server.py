@@ -46,6 +46,7 @@ include_if_exists = 'fastq_test.conf'
 _ACCESS: Final = """
 local all all scram-sha-256
 host all all 127.0.0.1/32 scram-sha-256
+host replication postgres 127.0.0.1/32 scram-sha-256
 """
 
 
@@ -208,6 +209,12 @@ class PrivateServer:
         self._signal(_STOP[mode])
         process.wait(timeout)
         self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL to its main process; the others end when they find out."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
 
     def restart(self, mode: Mode = "fast") -> None:
         """Stops and starts it."""
