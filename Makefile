@@ -12,6 +12,8 @@ WORKERS ?= $(if $(FASTQ_TEST_DSN),0,2)
 BENCH_ARGS ?=
 FAULT_REPEATS ?= 20
 GUARDS ?=
+CHAOS_SECONDS ?= 1800
+CHAOS_SEED ?=
 
 bin := $(VENV)/bin
 python := $(bin)/python
@@ -31,8 +33,8 @@ help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) WORKERS=%s PYTEST_ARGS= BENCH_ARGS= FAULT_REPEATS=%s GUARDS=\n' \
-		'$(PYTHON)' '$(VENV)' '$(PROFILE)' '$(WORKERS)' '$(FAULT_REPEATS)'
+	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) WORKERS=%s PYTEST_ARGS= BENCH_ARGS= FAULT_REPEATS=%s GUARDS= CHAOS_SECONDS=%s CHAOS_SEED=\n' \
+		'$(PYTHON)' '$(VENV)' '$(PROFILE)' '$(WORKERS)' '$(FAULT_REPEATS)' '$(CHAOS_SECONDS)'
 
 ##@ Use it
 
@@ -66,6 +68,10 @@ test-python: setup ## Run pytest in WORKERS processes (0: in one, with a debugge
 .PHONY: faults
 faults: setup ## Force every fault at default settings, each race FAULT_REPEATS times
 	FASTQ_FAULT_REPEATS=$(FAULT_REPEATS) $(python) -m pytest tests/faults $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: setup ## Everything that goes wrong, at once, for CHAOS_SECONDS; then account for every task
+	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(python) -m tests.chaos.run
 
 .PHONY: guards
 guards: setup ## Take each guard out of the engine and see its test fail; GUARDS="lease" picks

@@ -1,0 +1,114 @@
+"""A producer process of the chaos run: ``producer_main.py SPEC``, a JSON object that `load.Producers` writes. Enqueues until SIGTERM.
+
+What it was told of its tasks goes into a file of its own, a write a call: what a killed process wrote stays. ``ack``: these are in;
+``never``: these were rolled back; ``token``: the id that answers to a token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import psycopg
+
+from fastq import DatabaseError, Producer, Task
+
+_SPEC: Final[dict[str, Any]] = json.loads(sys.argv[1])
+_FILE: Final = os.open(_SPEC["file"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+_RND: Final = random.Random(_SPEC["seed"])
+#: More than the run takes workers away from one task.
+_MAX_ATTEMPTS: Final = 100
+_BULK: Final = 100
+#: Tokens in use: few, so that most enqueues meet one.
+_TOKENS: Final = 2_000
+#: In a transaction: how often it is rolled back.
+_REGRETS: Final = 0.2
+_OVER: Final = threading.Event()
+
+
+def _note(word: str, ids: list[int]) -> None:
+    if ids:
+        os.write(_FILE, f"{word} {' '.join(map(str, ids))}\n".encode())
+
+
+def _task(token: str | None = None) -> Task:
+    chance = _RND.random()
+    payload: dict[str, Any] = {}
+    if chance < 0.25:
+        # Long enough that some run whenever a worker is killed.
+        payload["seconds"] = _RND.uniform(0.02, 0.3)
+    elif chance < 0.28:
+        payload["fail"] = _RND.choice([1, 1, 2])
+    delay = _RND.uniform(0, 3) if _RND.random() < 0.05 else None
+    return Task("t", payload, max_attempts=_MAX_ATTEMPTS, delay=delay, idempotency_token=token)
+
+
+def _single(producer: Producer) -> None:
+    _note("ack", [producer.enqueue(_task()).id])
+
+
+def _bulk(producer: Producer) -> None:
+    every = _RND.choice([None, None, 40])
+    count = _RND.randint(2, 4 * _BULK)
+    _note("ack", [one.id for one in producer.enqueue_many((_task() for _ in range(count)), commit_every=every)])
+
+
+def _token(producer: Producer) -> None:
+    tokens = [f"{_SPEC['seed']} {_RND.randrange(_TOKENS)}" for _ in range(_RND.choice([1, 1, 1, 20]))]
+    tasks = [_task(token) for token in tokens]
+    found = [producer.enqueue(tasks[0])] if len(tasks) == 1 else list(producer.enqueue_many(tasks))
+    _note("ack", [one.id for one in found])
+    for token, one in zip(tokens, found, strict=True):
+        os.write(_FILE, f"token {token.replace(' ', '-')} {one.id}\n".encode())
+
+
+def _transaction(producer: Producer) -> None:
+    """The user's own row and the tasks, together or not at all."""
+    with psycopg.connect(_SPEC["dsn"], connect_timeout=5) as user:
+        if _RND.random() < 0.5:
+            ids = [producer.enqueue_tx(user, _task()).id]
+        else:
+            ids = [one.id for one in producer.enqueue_many_tx(user, [_task() for _ in range(_RND.randint(2, _BULK))])]
+        user.execute("INSERT INTO chaos.ledger SELECT unnest(%s::bigint[])", [ids])
+        if _RND.random() < _REGRETS:
+            user.rollback()
+            _note("never", ids)
+        else:
+            user.commit()
+            _note("ack", ids)
+
+
+_KINDS: Final[dict[str, tuple[Callable[[Producer], None], float]]] = {
+    "single": (_single, 0.01),
+    "bulk": (_bulk, 0.4),
+    "token": (_token, 0.02),
+    "transaction": (_transaction, 0.2),
+}
+"""What a call is, and seconds between two."""
+
+
+def _stop(_number: int, _frame: object) -> None:
+    _OVER.set()
+
+
+def main() -> None:
+    """Enqueues until SIGTERM; a call that fails is no promise, and the next one is made."""
+    signal.signal(signal.SIGTERM, _stop)
+    call, pause = _KINDS[_SPEC["kind"]]
+    with Producer(_SPEC["dsn"], schema=_SPEC["schema"]) as producer:
+        while not _OVER.is_set():
+            with suppress(DatabaseError, psycopg.Error):
+                call(producer)
+            time.sleep(pause)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The audit of a chaos run finds what it is there to find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from fastq.migrations import migrate
+from tests.chaos.audit import Account, audit
+from tests.chaos.faults import Fault
+from tests.support.faults.server import PrivateServer
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateServer]:
+    """With a ledger, as a run has it; the schema's name is the default one, so the server is this test's own."""
+    with PrivateServer() as server:
+        migrate(server.dsn, schema="fastq")
+        with psycopg.connect(server.dsn) as db:
+            db.execute("CREATE SCHEMA chaos")
+            db.execute("CREATE TABLE chaos.ledger (id bigint)")
+        yield server
+
+
+class Run:
+    """A run that never was: what its tables, journal and promises say."""
+
+    def __init__(self, server: PrivateServer, folder: Path) -> None:
+        self._server, self._folder = server, folder
+        self._journal: list[str] = []
+        self._promises: list[str] = []
+        self.faults: list[Fault] = []
+        self.logs = ""
+
+    def complete(self, id_: int, attempts: int = 1) -> None:
+        with psycopg.connect(self._server.dsn) as db:
+            db.execute(
+                "INSERT INTO fastq.done (lo, consumer, no, took_us, lane, leaf, attempts, ids) "
+                "VALUES (%s, 1, 1, 1, 1, 0, %s, int8multirange(int8range(%s, %s, '[]')))",
+                [id_, attempts, id_, id_],
+            )
+
+    def promise(self, word: str, *rest: object) -> None:
+        self._promises.append(" ".join(map(str, (word, *rest))))
+
+    def start(self, id_: int, pid: int, at: float, *, until: float | None = None, attempt: int = 1) -> None:
+        self._journal.append(f"start {id_} {attempt} {pid} {at}")
+        if until is not None:
+            self._journal.append(f"end {id_} {attempt} {pid} {until}")
+
+    def audit(self) -> Account:
+        journal, promises = self._folder / "journal", self._folder / "promises-1"
+        journal.write_text("".join(f"{line}\n" for line in self._journal))
+        promises.write_text("".join(f"{line}\n" for line in self._promises))
+        return audit(self._server.dsn, journal, [promises], self.faults, self.logs)
+
+
+@pytest.fixture
+def run(server: PrivateServer, tmp_path: Path) -> Run:
+    """In which task 1 went well."""
+    run = Run(server, tmp_path)
+    run.promise("ack", 1)
+    run.start(1, 10, 1.0, until=1.1)
+    run.complete(1)
+    return run
+
+
+def test_a_run_without_a_fault(run: Run) -> None:
+    assert run.audit() == Account(acknowledged=1, completed=1, starts=1, failures=0, reruns=0, findings=[])
+
+
+def test_what_must_not_be(run: Run) -> None:
+    run.promise("ack", 2)
+    run.promise("never", 3)
+    run.start(3, 10, 2.0)
+    run.complete(1)
+    run.complete(4)
+    run.promise("token", "a", 1)
+    run.promise("token", "a", 4)
+    # Twice, and nothing struck; and as a second attempt, though no first one failed.
+    run.start(5, 10, 3.0, until=3.1)
+    run.start(5, 10, 4.0, until=4.1, attempt=2)
+    run.complete(5, attempts=2)
+    found = {finding.what: finding.examples for finding in run.audit().findings}
+    assert found == {
+        "acknowledged tasks lost": [2],
+        "tasks completed twice": [1],
+        "tasks rolled back and there": [3],
+        "started and never enqueued": [3],
+        "completed without a start": [4],
+        "attempts without their record": [5],
+        "starts without an attempt or a rescue": [5],
+        "re-runs that no fault explains": [5],
+        "tokens that answered with several tasks": [1, 4],
+    }
+
+
+@pytest.mark.parametrize("kind", ["kill worker", "crash", "long stop", "short stop"])
+def test_a_re_run_is_explained_by_what_struck_it(run: Run, kind: str) -> None:
+    run.start(2, 10, 5.0)
+    run.start(2, 11, 15.0, until=15.1)
+    run.complete(2)
+    run.faults = [Fault(kind, 0 if kind == "crash" else 10, 5.05, 5.1)]
+    run.logs = "process 10 on here (consumer 7) is dead: silent for 9.2 s"
+    account = run.audit()
+    # A stop that is over at once makes nobody dead.
+    wrong = ["re-runs that no fault explains"] if kind == "short stop" else []
+    assert ([finding.what for finding in account.findings], account.reruns) == (wrong, 1)
+
+
+def test_another_process_or_time_explains_nothing(run: Run) -> None:
+    run.start(2, 10, 50.0, until=50.1)
+    run.start(2, 11, 65.0, until=65.1)
+    run.complete(2)
+    run.faults = [
+        Fault("kill worker", 11, 50.05, 50.1),
+        Fault("kill worker", 10, 70.0, 70.0),
+        Fault("crash", 0, 1.0, 2.0),
+    ]
+    run.logs = "process 10 on here (consumer 7) is dead: silent for 9.2 s"
+    assert [finding.what for finding in run.audit().findings] == ["re-runs that no fault explains"]
