@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 WORKERS ?= $(if $(FASTQ_TEST_DSN),0,2)
 BENCH_ARGS ?=
 FAULT_REPEATS ?= 20
+STATEFUL_STEPS ?= 5000
 GUARDS ?=
 CHAOS_SECONDS ?= 1800
 CHAOS_SEED ?=
@@ -72,6 +73,9 @@ faults: setup ## Force every fault at default settings, each race FAULT_REPEATS 
 .PHONY: chaos
 chaos: setup ## Everything that goes wrong, at once, for CHAOS_SECONDS; then account for every task
 	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(python) -m tests.chaos.run
+.PHONY: stateful
+stateful: setup ## Run the whole queue beside a plain model for STATEFUL_STEPS steps
+	FASTQ_STATEFUL_STEPS=$(STATEFUL_STEPS) $(python) -m pytest tests/acceptance/test_stateful.py $(PYTEST_ARGS)
 
 .PHONY: guards
 guards: setup ## Take each guard out of the engine and see its test fail; GUARDS="lease" picks
