@@ -73,6 +73,7 @@ faults: setup ## Force every fault at default settings, each race FAULT_REPEATS 
 .PHONY: chaos
 chaos: setup ## Everything that goes wrong, at once, for CHAOS_SECONDS; then account for every task
 	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(python) -m tests.chaos.run
+
 .PHONY: stateful
 stateful: setup ## Run the whole queue beside a plain model for STATEFUL_STEPS steps
 	FASTQ_STATEFUL_STEPS=$(STATEFUL_STEPS) $(python) -m pytest tests/acceptance/test_stateful.py $(PYTEST_ARGS)

@@ -220,12 +220,20 @@ class TxTasks:
         """The reserved ids turned out to be taken."""
     def find(self) -> list[tuple[int, list[str]]]:
         """find_tokens_tx.sql for the open tokens: numbers for ``found``, and parameters."""
-    def found(self, number: int, places: list[int], ids: list[int]) -> None:
+    def found(self, number: int, places: list[int], ids: list[int], may_go: list[int]) -> None:
         """Its answer. Raises EnqueueError where a token's id is one that is still to be written."""
     def write_small(self, is_first: bool) -> list[str]:
         """enqueue_tx.sql for all; after the first time for those whose token was freed meanwhile."""
-    def take(self) -> list[list[str]]:
-        """enqueue_tx.sql for the open tokens alone."""
+    def take(self) -> list[tuple[str, list[str]]]:
+        """enqueue_tx.sql or take_tokens.sql for the open tokens alone."""
+    def take_over(self) -> list[tuple[int, list[str], list[str]]]:
+        """hold_tokens.sql and take_over_tokens.sql for those that were found and may be free: numbers for ``took_over``, and parameters."""
+    def took_over(self, number: int, places: list[int], ids: list[int]) -> None:
+        """The answer of the second: these have these tokens; 0: the task that wants it."""
+    def check(self) -> None:
+        """Raise DuplicateTask where a task met its token that must not."""
+    def swaps(self) -> list[tuple[str, list[str]]]:
+        """replace_delayed.sql and replace_ready.sql for what duplicates bring to the tasks that have their tokens."""
     def took(self, ids: list[int]) -> None:
         """Its answer: these have their tokens."""
     def write_large(self) -> tuple[list[bytes], list[list[str]]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
 
 from fastq._options import read_name
 from fastq.errors import SettingsError
-from fastq.task import PRIORITY, Enqueued, Task
+from fastq.task import PRIORITY, Enqueued, Task, TokenKeywords
 
 if TYPE_CHECKING:
     from fastq.producer import Producer
@@ -31,7 +31,7 @@ class HasProducer(Protocol):
     def has_producer(self) -> bool: ...
 
 
-class TaskOptions(TypedDict, total=False):
+class TaskOptions(TokenKeywords, total=False):
     """What `TaskFunction.with_options` takes, each as `Task` does."""
 
     queue: str
@@ -52,6 +52,8 @@ class Options:
     run_at: datetime | None = None
     idempotency_token: str | None = None
     priority: int = PRIORITY
+    token: Mapping[str, Any] = field(default_factory=dict)
+    """How the token is meant: `TokenKeywords`."""
 
 
 class TaskFunction(Generic[P, R]):
@@ -123,13 +125,15 @@ class TaskFunction(Generic[P, R]):
             run_at=options.run_at,
             max_attempts=options.max_attempts,
             idempotency_token=options.idempotency_token,
+            **options.token,
         )
 
     def with_options(self, **options: Unpack[TaskOptions]) -> TaskFunction[P, R]:
         """The same with other options for its tasks; this one stays as it is.
 
         Args:
-            **options: ``delay``, ``run_at``, ``queue``, ``priority``, ``max_attempts``, ``idempotency_token``, each as `Task` takes it.
+            **options: ``delay``, ``run_at``, ``queue``, ``priority``, ``max_attempts``, ``idempotency_token`` and the token's options, each
+                as `Task` takes it.
 
         Raises:
             SettingsError: a value out of range.
@@ -138,7 +142,9 @@ class TaskFunction(Generic[P, R]):
             raise SettingsError(
                 f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(TaskOptions.__annotations__)}"
             )
-        changed = replace(self._options, **options)
+        given: dict[str, Any] = dict(options)
+        token = {name: given.pop(name) for name in TokenKeywords.__annotations__ if name in given}
+        changed = replace(self._options, token={**self._options.token, **token}, **given)
         # Checked here, where the values are given.
         read_name("queue", changed.queue)
         self._make({}, changed)

@@ -70,6 +70,26 @@ class PayloadError(EnqueueError):
     """A payload can't be encoded, or is over the limit."""
 
 
+class DuplicateTask(EnqueueError):  # noqa: N818 - it says what happened
+    """A task's idempotency token is held, and its ``on_conflict`` is ``"raise"``. Of a call of many, nothing was written.
+
+    Attributes:
+        existing_id: the task that has the token; None: an earlier one of the same call, which is not written either.
+        index, committed: as for any `EnqueueError`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        existing_id: int | None = None,
+        index: int | None = None,
+        committed: int | None = None,
+    ) -> None:
+        super().__init__(message, index=index, committed=committed)
+        self.existing_id = existing_id
+
+
 class TaskError(FastqError):
     """A task is not what the call needs it to be."""
 
@@ -123,6 +143,7 @@ __all__ = [
     "ConnectionLost",
     "ConsumerError",
     "DatabaseError",
+    "DuplicateTask",
     "EnqueueError",
     "FastqError",
     "InvalidTransition",

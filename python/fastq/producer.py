@@ -103,6 +103,7 @@ class Producer:
         Raises:
             EnqueueError: the task can't be enqueued as it is, the producer is closed, or an event loop runs in this thread
                 (use ``aenqueue``).
+            DuplicateTask: its token is held, and its ``on_conflict`` is ``"raise"``.
             PayloadError: its payload can't be encoded, or is over the limit.
             SchemaError: the schema is not migrated, or shut to this version.
             ConnectionLost: ``in_doubt`` says whether the task may be there.
@@ -128,6 +129,8 @@ class Producer:
             EnqueueError: a task can't be enqueued as it is (``index`` says which), the iterable raised (its cause) or gave
                 nothing for too long, the producer is closed, or an event loop runs in this thread. ``committed`` says how
                 many tasks are in, with ``commit_every``.
+            DuplicateTask: the token of a task is held, by an earlier one of the call or another, and its ``on_conflict`` is
+                ``"raise"`` (``index`` says which).
             PayloadError: a payload can't be encoded, or is over the limit (``index`` says which).
             SettingsError: ``commit_every`` is not a whole number from 1.
             SchemaError, ConnectionLost, DatabaseError: as ``enqueue``.
@@ -157,6 +160,7 @@ class Producer:
         Raises:
             EnqueueError: the task can't be enqueued as it is, the connection commits each statement by itself (autocommit) or
                 is to another database, the producer is closed, or an event loop runs in this thread (use ``aenqueue_tx``).
+            DuplicateTask: as ``enqueue``; your transaction goes on.
             PayloadError: its payload can't be encoded, or is over the limit.
             TypeError: no task, or a connection that is not taken: the message says which are.
             SchemaError, ConnectionLost, DatabaseError: what happened to the producer's own connection.
@@ -186,6 +190,7 @@ class Producer:
 
         Raises:
             EnqueueError: as ``enqueue_tx``; ``index`` says which task can't be enqueued.
+            DuplicateTask: as ``enqueue_many``; nothing of the call is written, and your transaction goes on.
             PayloadError: a payload can't be encoded, or is over the limit (``index`` says which).
             TypeError, SchemaError, ConnectionLost, DatabaseError, Exception: as ``enqueue_tx``, and what ``tasks`` raises.
         """

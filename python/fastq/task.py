@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_args
 
 from fastq.errors import SettingsError
 
@@ -39,6 +39,68 @@ def to_seconds(name: str, value: object) -> float:
     return seconds
 
 
+#: Among which tasks a token is unique.
+TokenScope: TypeAlias = Literal["type", "queue", "global"]
+#: What frees it: the end of its task's retention, or its task's end.
+TokenUntil: TypeAlias = Literal["removed", "ended"]
+#: What an enqueue does that meets it.
+OnConflict: TypeAlias = Literal["existing", "raise", "replace", "replace_payload", "replace_time"]
+
+
+class TokenKeywords(TypedDict, total=False):
+    """How a task's idempotency token is meant, as `Task` takes it."""
+
+    token_scope: TokenScope
+    """Unique among the tasks of its type (the default), of its queue, or all."""
+    token_until: TokenUntil
+    """Held until its task is removed at the end of its retention (``"removed"``, the default), or until it has ended, however."""
+    token_ttl: float | timedelta | None
+    """Held no longer than this, in seconds, above 0; alone, it is held for just so long, whether its task is kept or not."""
+    on_conflict: OnConflict
+    """Where it is held: answer the id of the task that has it (``"existing"``, the default), raise `DuplicateTask`, or answer the id
+    and change that task while it waits: ``"replace"`` its payload and, where the new task has a delay or a time, its time;
+    ``"replace_payload"`` or ``"replace_time"`` only the one."""
+
+
+class TokenOptions(NamedTuple):
+    """How a task's token is meant, checked. The engine reads it as a tuple."""
+
+    scope: TokenScope = "type"
+    until: TokenUntil = "removed"
+    ttl: float | None = None
+    """Seconds."""
+    on_conflict: OnConflict = "existing"
+
+
+def _read_token(token: str | None, given: TokenKeywords) -> TokenOptions | None:
+    """None where all is as it is by default.
+
+    Raises:
+        SettingsError: a value that is none of an option's, a ``token_ttl`` out of range, or no token.
+        TypeError: an option that there is not, or a ``token_ttl`` of another type.
+    """
+    if unknown := given.keys() - TokenKeywords.__annotations__.keys():
+        raise TypeError(f"Task() got an unexpected keyword argument {min(unknown)!r}")
+    if token is None:
+        raise SettingsError(f"{', '.join(given)} without an idempotency_token: it would do nothing")
+    ttl = given.get("token_ttl")
+    if ttl is not None:
+        ttl = to_seconds("token_ttl", ttl)
+        if ttl == 0:
+            raise SettingsError("token_ttl is 0, but must be more than 0 seconds")
+    options = TokenOptions(
+        given.get("token_scope", "type"), given.get("token_until", "removed"), ttl, given.get("on_conflict", "existing")
+    )
+    for name, value, allowed in (
+        ("token_scope", options.scope, TokenScope),
+        ("token_until", options.until, TokenUntil),
+        ("on_conflict", options.on_conflict, OnConflict),
+    ):
+        if value not in get_args(allowed):
+            raise SettingsError(f"{name} is {value!r:.100}, but must be one of {', '.join(get_args(allowed))}")
+    return None if options == TokenOptions() else options
+
+
 class Task:
     """What is to be done: the type that names its handler, a payload, and when and how often to try.
 
@@ -51,13 +113,26 @@ class Task:
         run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now.
         max_attempts: runs in all, 1 to 32,767, before it fails for good.
         idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
+        **token: how the token is meant, where it is otherwise: ``token_scope``, ``token_until``, ``token_ttl``, ``on_conflict``, see
+            `TokenKeywords` and docs/tokens.md.
 
     Raises:
         SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at``, a ``priority`` or ``max_attempts``
-            out of range. Lengths and the payload are checked at enqueue.
+            out of range, a wrong option of the token, or one without a token. Lengths and the payload are checked at enqueue.
+        TypeError: a value of another type, or an option that there is not.
     """
 
-    __slots__ = ("delay", "idempotency_token", "max_attempts", "payload", "priority", "queue", "run_at", "type")
+    __slots__ = (
+        "delay",
+        "idempotency_token",
+        "max_attempts",
+        "payload",
+        "priority",
+        "queue",
+        "run_at",
+        "token_options",
+        "type",
+    )
 
     type: str
     payload: Any
@@ -67,6 +142,8 @@ class Task:
     run_at: datetime | None
     max_attempts: int
     idempotency_token: str | None
+    token_options: TokenOptions | None
+    """None: all as by default."""
 
     def __init__(
         self,
@@ -79,6 +156,7 @@ class Task:
         run_at: datetime | None = None,
         max_attempts: int = MAX_ATTEMPTS,
         idempotency_token: str | None = None,
+        **token: Unpack[TokenKeywords],
     ) -> None:
         # A million of these are made in a row: only what is given is looked at.
         self.type = type
@@ -97,6 +175,7 @@ class Task:
             )
         self.max_attempts = max_attempts
         self.idempotency_token = idempotency_token
+        self.token_options = _read_token(idempotency_token, token) if token else None
 
     def __repr__(self) -> str:
         # Without the payload: it may hold what no log should.
@@ -109,6 +188,7 @@ class Task:
                 ("run_at", self.run_at, None),
                 ("max_attempts", self.max_attempts, MAX_ATTEMPTS),
                 ("idempotency_token", self.idempotency_token, None),
+                ("token_options", self.token_options, None),
             )
             if value != default
         )
@@ -147,7 +227,7 @@ class Enqueued(NamedTuple):
     id: int
     """The task's id; where it was a duplicate, the id of the task that holds its token."""
     is_new: bool
-    """False: a task with this type and idempotency token was there before, and nothing was written."""
+    """False: a task has this idempotency token, and nothing was written but what ``on_conflict`` replaces."""
 
 
 __all__ = [
@@ -157,7 +237,12 @@ __all__ = [
     "PRIORITY",
     "PRIORITY_LIMIT",
     "Enqueued",
+    "OnConflict",
     "Task",
+    "TokenKeywords",
+    "TokenOptions",
+    "TokenScope",
+    "TokenUntil",
     "check_aware",
     "check_priority",
     "to_seconds",

@@ -4,6 +4,10 @@ GRANT USAGE ON SCHEMA fastq TO fastq_producer;
 GRANT USAGE ON SEQUENCE fastq.task_id, fastq.rid TO fastq_producer;
 GRANT SELECT ON TABLE fastq.migration, fastq.leaf TO fastq_producer;
 GRANT SELECT, INSERT ON TABLE fastq.lane, fastq.token TO fastq_producer;
+-- A token that is held until its task has ended, or for a time, is taken over where it is met; for that it is looked whether the task lives.
+GRANT UPDATE (id, created_at, expires_at, until_end) ON TABLE fastq.token TO fastq_producer;
+GRANT SELECT (lo, hi) ON TABLE fastq.ready TO fastq_producer;
+GRANT SELECT (ids) ON TABLE fastq.claim TO fastq_producer;
 GRANT INSERT ON TABLE fastq.task, fastq.ready, fastq.delayed TO fastq_producer;
 GRANT SELECT (id, lane, payload) ON TABLE fastq.task, fastq.delayed TO fastq_producer;
 GRANT INSERT ON TABLE

@@ -14,3 +14,10 @@ CREATE TABLE fastq.result (
     value      bytea NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX result_expires_at ON fastq.result (expires_at);
+
+-- How long a token is held, where that is not for as long as its task is kept; NULL in both, and in rows of older producers: so long. What is
+-- unique in a queue or everywhere has an empty type, which no task has, and a token of `<bytes of the queue's name>:<queue>:<token>` or
+-- `:<token>`. No default: the columns cost no rewrite, and nothing in a row that doesn't use them.
+ALTER TABLE fastq.token
+    ADD COLUMN expires_at timestamptz,         -- from then on a new task may have it
+    ADD COLUMN until_end  boolean;             -- so it may as soon as its task has ended, however

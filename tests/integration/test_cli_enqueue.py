@@ -61,6 +61,36 @@ def test_one_task_as_json(run: Run) -> None:
     assert again.exit_code == 0
 
 
+def test_a_tokens_options(run: Run, db: psycopg.Connection) -> None:
+    words = ("--token", "x", "--token-scope", "global", "--token-until", "ended", "--token-ttl", "60")
+    first = int(run("t", "1", *words).stdout)
+    assert db.execute("SELECT type, until_end, expires_at - created_at > '55 s' FROM token").fetchone() == (
+        "",
+        True,
+        True,
+    )
+    assert int(run("u", "2", *words, "--on-conflict", "replace").stdout) == first
+    assert _rows(db) == [("t", "default", None, 3, "2")]
+    refused = run("u", *words, "--on-conflict", "raise")
+    assert refused.exit_code == 1
+    assert f"task {first} has this idempotency token" in f"{refused.stderr}{refused.exception}"
+    assert run("t", "--token-scope", "global").exit_code == 2
+    assert run("t", "--token", "x", "--on-conflict", "never").exit_code == 2
+
+
+def test_a_line_whose_token_is_held_and_must_not_be_is_a_bad_one(
+    run: Run, tmp_path: Path, db: psycopg.Connection
+) -> None:
+    lines = [{"type": "t", "payload": n, "idempotency_token": str(n % 3), "on_conflict": "raise"} for n in range(5)]
+    result = run("--file", _file(tmp_path, lines), "--json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert (told["enqueued"], [bad["line"] for bad in told["bad_lines"]]) == (3, [4, 5])
+    assert [row[4] for row in _rows(db)] == ["0", "1", "2"]
+    strict = run("--file", _file(tmp_path, [{"type": "u"}, lines[0]]), "--strict", "--json")
+    assert (strict.exit_code, len(_rows(db))) == (1, 3)
+
+
 def test_a_time(run: Run, db: psycopg.Connection) -> None:
     assert run("t", "--run-at", "2100-01-01T00:00:00+02:00").exit_code == 0
     assert db.execute("SELECT run_at = '2099-12-31T22:00:00Z' FROM tasks").fetchone() == (True,)

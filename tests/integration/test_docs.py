@@ -163,6 +163,16 @@ django.setup()
 """
 
 
+@pytest.mark.parametrize("document", ["docs/tokens.md"], indirect=True)
+def test_tokens(document: Document, db: psycopg.Connection) -> None:
+    document.python("-", text=document.script)
+    assert db.execute("SELECT type, payload FROM tasks ORDER BY id").fetchall() == [
+        ("mail", '{"order":17}'),
+        ("sync", '{"account":5}'),
+        ("index", '{"text":"draft"}'),
+    ]
+
+
 @pytest.mark.parametrize("document", ["docs/transactions.md"], indirect=True)
 def test_transactions(document: Document, dsn: str, migrated: str, db: psycopg.Connection) -> None:
     words = conninfo_to_dict(dsn)

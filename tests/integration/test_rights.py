@@ -193,11 +193,32 @@ def test_a_producer_enqueues_in_every_way(roles: Roles, migrated: str, db: psyco
     session.close()
 
 
+def test_a_producer_takes_tokens_over_and_replaces_nothing(roles: Roles, migrated: str, db: psycopg.Connection) -> None:
+    _, dsn = roles.new("producer")
+    lent = [Task("t", idempotency_token="a", token_until="ended"), Task("t", idempotency_token="b", token_ttl=60)]
+    with Producer(dsn, schema=migrated) as producer, psycopg.connect(dsn) as connection:
+        first = producer.enqueue_many(lent)
+        db.execute("DELETE FROM ready")
+        db.execute("UPDATE token SET expires_at = clock_timestamp() WHERE expires_at IS NOT NULL")
+        assert [result.is_new for result in producer.enqueue_many(lent)] == [True, True]
+        db.execute("DELETE FROM ready")
+        assert producer.enqueue_tx(connection, lent[0]).id > first[0].id
+        connection.commit()
+        with pytest.raises(DatabaseError, match="permission denied"):
+            producer.enqueue(Task("t", idempotency_token="a", on_conflict="replace"))
+
+
 def test_a_producer_reads_of_a_task_what_a_commit_in_doubt_needs(roles: Roles, migrated: str) -> None:
     """As the documents say: id, lane and payload of what waits, runs or completed; tokens; nothing of attempts, failures, consumers."""
     _, dsn = roles.new("producer")
     session = Session(dsn, migrated)
-    for columns in ("task (id, lane, payload)", "delayed (id, lane, payload)", "token (type, token, id)"):
+    for columns in (
+        "task (id, lane, payload)",
+        "delayed (id, lane, payload)",
+        "token (type, token, id)",
+        "ready (lo, hi)",
+        "claim (ids)",
+    ):
         table, _, names = columns.partition(" ")
         session.sql(f"SELECT {names.strip('()')} FROM fastq.{table}")  # noqa: S608 constants
     for text in (
@@ -205,8 +226,11 @@ def test_a_producer_reads_of_a_task_what_a_commit_in_doubt_needs(roles: Roles, m
         "SELECT run_at FROM fastq.delayed",
         *(
             f"SELECT FROM fastq.{table}"
-            for table in ("ready", "claim", "done", "dead", "attempt_error", "consumer", "leader", "tasks", "task_00")
+            for table in ("done", "dead", "attempt_error", "consumer", "leader", "tasks", "task_00")
         ),
+        "SELECT attempts FROM fastq.ready",
+        "SELECT consumer FROM fastq.claim",
+        "UPDATE fastq.token SET token = 'x'",
         "UPDATE fastq.task SET lane = 0",
         "DELETE FROM fastq.token",
         "DELETE FROM fastq.delayed",

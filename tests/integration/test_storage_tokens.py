@@ -32,7 +32,7 @@ def take(session: Session, tokens: Sequence[str], first: int, type_: str = "t") 
 def find(session: Session, tokens: Sequence[str], type_: str = "t") -> dict[str, int]:
     """Who holds these tokens."""
     rows = session.run("find_tokens", [type_] * len(tokens), list(tokens))
-    return {tokens[n - 1]: id_ for n, id_ in rows}
+    return {tokens[n - 1]: id_ for n, id_, _ in rows}
 
 
 def test_a_token_belongs_to_the_first_that_takes_it(store: Session) -> None:

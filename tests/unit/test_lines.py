@@ -22,6 +22,10 @@ def test_all_keys() -> None:
         "run_at": "2030-01-01T00:00:00Z",
         "max_attempts": 7,
         "idempotency_token": "order-17",
+        "token_scope": "queue",
+        "token_until": "ended",
+        "token_ttl": 60,
+        "on_conflict": "raise",
     }
     assert parse(json.dumps(line).encode()) == Task(
         "email:send",
@@ -31,6 +35,10 @@ def test_all_keys() -> None:
         run_at=datetime(2030, 1, 1, tzinfo=UTC),
         max_attempts=7,
         idempotency_token="order-17",
+        token_scope="queue",
+        token_until="ended",
+        token_ttl=60.0,
+        on_conflict="raise",
     )
 
 
@@ -52,6 +60,13 @@ def test_only_the_type_is_needed() -> None:
         (b'{"type": "a\\u0000b"}', "NUL"),
         (b'{"type": "t", "queue": "%s"}' % (b"x" * 256), "queue has 256 characters"),
         (b'{"type": "t", "idempotency_token": ""}', "idempotency_token has 0 characters"),
+        (b'{"type": "t", "token_scope": "queue"}', "token_scope without an idempotency_token"),
+        (
+            b'{"type": "t", "idempotency_token": "x", "token_scope": ["queue"]}',
+            "token_scope is .'queue'., but must be one of type, queue",
+        ),
+        (b'{"type": "t", "idempotency_token": "x", "token_ttl": 0}', "token_ttl is 0"),
+        (b'{"type": "t", "idempotency_token": "x", "token_options": null}', "unknown key 'token_options'"),
         (b'{"type": "t", "delay": -1}', "delay is -1"),
         (b'{"type": "t", "delay": "soon"}', "delay is 'soon'"),
         (b'{"type": "t", "delay": NaN}', "NaN is no JSON number"),

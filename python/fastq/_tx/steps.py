@@ -66,11 +66,14 @@ def write(tasks: TxTasks, *, notify: bool) -> Steps:
     yield from _find(tasks)
     yield Number()
     yield from _take(tasks)
+    tasks.check()
     blocks, statements = tasks.write_large()
     if blocks:
         yield Copy(tasks.leaf, blocks)
     for params in statements:
         yield Query("enqueue_tx", params)
+    for name, params in tasks.swaps():
+        yield Query(name, params)
     if notify:
         yield from _notify(tasks)
     yield _END
@@ -90,6 +93,13 @@ def _write_small(tasks: TxTasks) -> Steps:
         taken = yield Query("enqueue_tx", tasks.write_small(attempt == 0))
         tasks.took(taken[0])
         yield from _find(tasks)
+        if tasks.take_over():
+            # A token that is taken over stays with its task, also where the call is interrupted in between.
+            yield _BEGIN
+            yield from _take_over(tasks)
+            taken = yield Query("enqueue_tx", tasks.write_small(is_first=False))
+            tasks.took(taken[0])
+            yield _END
         if not tasks.has_open_tokens:
             return
     raise _restless()
@@ -97,19 +107,27 @@ def _write_small(tasks: TxTasks) -> Steps:
 
 def _take(tasks: TxTasks) -> Steps:
     for _ in range(_ROUNDS):
-        for params in tasks.take():
-            taken = yield Query("enqueue_tx", params)
+        for name, params in tasks.take():
+            taken = yield Query(name, params)
             tasks.took(taken[0])
         yield from _find(tasks)
+        yield from _take_over(tasks)
         if not tasks.has_open_tokens:
             return
     raise _restless()
 
 
+def _take_over(tasks: TxTasks) -> Steps:
+    for number, keys, params in tasks.take_over():
+        yield Query("hold_tokens", keys)
+        places, ids = yield Query("take_over_tokens", params)
+        tasks.took_over(number, places, ids)
+
+
 def _find(tasks: TxTasks) -> Steps:
     for number, params in tasks.find():
-        places, ids = yield Query("find_tokens_tx", params)
-        tasks.found(number, places, ids)
+        places, ids, may_go = yield Query("find_tokens_tx", params)
+        tasks.found(number, places, ids, may_go)
 
 
 def _notify(tasks: TxTasks) -> Steps:

@@ -11,9 +11,9 @@ from fastq import _engine
 from fastq._options import read_name
 from fastq.errors import FastqError
 from fastq.settings import PAYLOAD_LIMIT
-from fastq.task import Task
+from fastq.task import Task, TokenKeywords
 
-KEYS: Final = tuple(sorted(Task.__slots__))
+KEYS: Final = tuple(sorted({*Task.__slots__, *TokenKeywords.__annotations__} - {"token_options"}))
 # A payload's source is longer than what is stored: at worst six characters (an escape) stand for one.
 _LINE_LIMIT: Final = 8 * PAYLOAD_LIMIT
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, get_args
 
 import click
 from rich.console import Console
@@ -19,7 +19,7 @@ from fastq.cli._common import database_options, json_option, print_json, stderr
 from fastq.cli._lines import BadLineError, Line, make_task, read_lines
 from fastq.errors import EnqueueError
 from fastq.producer import Producer
-from fastq.task import Task
+from fastq.task import OnConflict, Task, TokenScope, TokenUntil
 
 #: Tasks a commit.
 _BATCH: Final = 10_000
@@ -40,6 +40,10 @@ _BATCH_BYTES: Final = 32 * 1024 * 1024
 @click.option("--run-at", metavar="TIME", help="Not before this time: ISO 8601 with its offset from UTC.")
 @click.option("--max-attempts", type=int, metavar="N", help="Runs in all before it fails for good.  [3]")
 @click.option("--token", metavar="TOKEN", help="Idempotency token: a second task with it is not enqueued.")
+@click.option("--token-scope", type=click.Choice(get_args(TokenScope)), help="Among which tasks it is unique.  [type]")
+@click.option("--token-until", type=click.Choice(get_args(TokenUntil)), help="What frees it.  [removed]")
+@click.option("--token-ttl", type=float, metavar="SECONDS", help="Hold it no longer.")
+@click.option("--on-conflict", type=click.Choice(get_args(OnConflict)), help="What to do where it is held.  [existing]")
 @json_option
 @database_options
 def enqueue(
@@ -54,6 +58,10 @@ def enqueue(
     run_at: str | None,
     max_attempts: int | None,
     token: str | None,
+    token_scope: str | None,
+    token_until: str | None,
+    token_ttl: float | None,
+    on_conflict: str | None,
     as_json: bool,
     dsn: str | None,
     schema: str | None,
@@ -61,8 +69,9 @@ def enqueue(
     """Enqueue one task of TYPE with PAYLOAD (JSON), or many from a file.
 
     In a file each line is a JSON object with the keys type, payload, queue, priority, delay, run_at,
-    max_attempts and idempotency_token; only type is needed. Tasks are committed every 10,000. A bad line is reported and left out, and the
-    exit status is 1 at the end.
+    max_attempts, idempotency_token, token_scope, token_until, token_ttl and on_conflict; only type is needed. Tasks are committed
+    every 10,000. A bad line is reported and left out, and the exit status is 1 at the end; so is one whose token is held
+    and whose on_conflict is "raise".
     """
     options = {
         "queue": queue,
@@ -71,6 +80,10 @@ def enqueue(
         "run_at": run_at,
         "max_attempts": max_attempts,
         "idempotency_token": token,
+        "token_scope": token_scope,
+        "token_until": token_until,
+        "token_ttl": token_ttl,
+        "on_conflict": on_conflict,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if path is None:

@@ -30,6 +30,11 @@ pub enum Kind {
     Enqueue,
     /// A payload can't be encoded, or is over the limit.
     Payload,
+    /// A task's token is held, and the task said that this is an error.
+    Duplicate {
+        /// Who holds it; None: an earlier task of the same call.
+        existing: Option<i64>,
+    },
     /// A consumer was used wrongly, or a part of it died.
     Consumer,
 }
@@ -63,6 +68,15 @@ impl Error {
     /// A lost connection whose last commit is not in doubt.
     pub fn lost(message: impl Into<String>) -> Self {
         Self::new(Kind::ConnectionLost { in_doubt: false }, message)
+    }
+
+    /// A task whose token is held.
+    pub fn duplicate(existing: Option<i64>) -> Self {
+        let message = match existing {
+            Some(id) => format!("task {id} has this idempotency token (on_conflict is \"raise\")"),
+            None => "an earlier task of the call has this idempotency token (on_conflict is \"raise\")".to_owned(),
+        };
+        Self::new(Kind::Duplicate { existing }, message)
     }
 
     /// Names the task that is to blame.

@@ -30,10 +30,14 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         }
         Kind::Enqueue => "EnqueueError",
         Kind::Payload => "PayloadError",
+        Kind::Duplicate { existing } => {
+            kwargs.set_item("existing_id", existing)?;
+            "DuplicateTask"
+        }
         Kind::Consumer => "ConsumerError",
     };
     let mut message = error.message.clone();
-    if matches!(error.kind, Kind::Enqueue | Kind::Payload) {
+    if matches!(error.kind, Kind::Enqueue | Kind::Payload | Kind::Duplicate { .. }) {
         kwargs.set_item("index", error.index)?;
         kwargs.set_item("committed", error.committed)?;
     } else if let Some(index) = error.index {

@@ -365,7 +365,7 @@ impl<'py> Call<'_, 'py> {
 
 /// Whether the message must say what became of the transaction: it was open, and what became of it is known.
 fn was_sent(kind: &Kind) -> bool {
-    matches!(kind, Kind::Database { .. } | Kind::ConnectionLost { in_doubt: false })
+    matches!(kind, Kind::Database { .. } | Kind::ConnectionLost { in_doubt: false } | Kind::Duplicate { .. })
 }
 
 fn is_enqueue_error(py: Python<'_>, e: &PyErr) -> PyResult<bool> {

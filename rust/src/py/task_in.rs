@@ -1,5 +1,6 @@
 //! A `fastq.Task` on its way in: its attributes are read, checked and encoded on the caller's thread.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyMemoryView, PyString,
 use crate::engine::error::{Error, Kind};
 use crate::engine::produce::copy::Batch;
 use crate::engine::produce::task::{
-    Format, LaneKey, NewTask, PRIORITY_LIMIT, When, check_payload, check_text, refused,
+    DELAY_LIMIT, Format, LaneKey, NewTask, OnConflict, PRIORITY_LIMIT, Scope, TokenRule, When, check_payload,
+    check_text, refused,
 };
 use crate::py::json;
 
@@ -47,6 +49,7 @@ struct Fields<'py> {
     max_attempts: i16,
     when: Option<When>,
     token: Option<Bound<'py, PyString>>,
+    rule: TokenRule,
 }
 
 fn task_type(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
@@ -86,16 +89,60 @@ impl<'py> Fields<'py> {
             Some(read_time(&run_at)?)
         };
         let token = task.getattr(intern!(py, "idempotency_token"))?;
-        let token = if token.is_none() { None } else { Some(text("idempotency_token", token)?) };
-        Ok(Self { kind, queue, priority, payload, max_attempts, when, token })
+        let (token, rule) = if token.is_none() {
+            (None, TokenRule::default())
+        } else {
+            let options = task.getattr(intern!(py, "token_options"))?;
+            let rule = if options.is_none() { TokenRule::default() } else { read_rule(&options)? };
+            (Some(text("idempotency_token", token)?), rule)
+        };
+        Ok(Self { kind, queue, priority, payload, max_attempts, when, token, rule })
     }
 
-    fn token(&self) -> Result<Option<&str>> {
+    /// The token as it stands in the table.
+    fn token(&self) -> Result<Option<Cow<'_, str>>> {
         let Some(token) = &self.token else { return Ok(None) };
         let token = str_of("idempotency_token", token)?;
         check_text("idempotency_token", token)?;
-        Ok(Some(token))
+        if self.rule.scope == Scope::Type {
+            return Ok(Some(Cow::Borrowed(token)));
+        }
+        Ok(Some(self.rule.scope.key(str_of("queue", &self.queue)?, token)))
     }
+}
+
+/// A `fastq.task.TokenOptions`, which checked itself when it was made; what was put in its place since is refused.
+fn read_rule(options: &Bound<'_, PyAny>) -> Result<TokenRule> {
+    let read = |options: &Bound<'_, PyAny>| -> Option<TokenRule> {
+        let (scope, until, ttl, on_conflict) = options.extract::<(String, String, Option<f64>, String)>().ok()?;
+        let scope = match scope.as_str() {
+            "type" => Scope::Type,
+            "queue" => Scope::Queue,
+            "global" => Scope::Global,
+            _ => return None,
+        };
+        let until_end = match until.as_str() {
+            "removed" => false,
+            "ended" => true,
+            _ => return None,
+        };
+        let on_conflict = match on_conflict.as_str() {
+            "existing" => OnConflict::Existing,
+            "raise" => OnConflict::Raise,
+            "replace" => OnConflict::Replace { payload: true, time: true },
+            "replace_payload" => OnConflict::Replace { payload: true, time: false },
+            "replace_time" => OnConflict::Replace { payload: false, time: true },
+            _ => return None,
+        };
+        if ttl.is_some_and(|seconds| !(0.0..=DELAY_LIMIT).contains(&seconds)) {
+            return None;
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "a century in microseconds is far below 2⁶³")]
+        let ttl = ttl.map(|seconds| (seconds * 1e6).ceil() as i64);
+        Some(TokenRule { scope, until_end, ttl, on_conflict })
+    };
+    let wrong = || refused(format!("token_options is {}, but must be what Task made of its options", name_of(options)));
+    Ok(read(options).ok_or_else(wrong)?)
 }
 
 fn name_of(value: &Bound<'_, PyAny>) -> String {
@@ -188,6 +235,7 @@ impl<'py> Reader<'py> {
         let lane = self.lane(&fields)?;
         let at = batch.group(lane, fields.max_attempts, fields.when.is_some());
         let format = format_of(&fields.payload);
+        let token = token.as_deref().map(|token| (token, fields.rule));
         batch.push(at, fields.when, token, format, |out| encode(&fields.payload, format, out, limit))
     }
 
@@ -221,9 +269,18 @@ impl<'py> Reader<'py> {
 pub(crate) fn read(task: &Bound<'_, PyAny>, limit: usize) -> Result<NewTask> {
     let fields = Fields::read(task)?;
     let lane = LaneKey::new(str_of("queue", &fields.queue)?, str_of("type", &fields.kind)?, fields.priority)?;
-    let token = fields.token()?.map(str::to_owned);
+    let token = fields.token()?.map(Cow::into_owned);
     let format = format_of(&fields.payload);
     let mut payload = Vec::with_capacity(128);
     encode(&fields.payload, format, &mut payload, limit)?;
-    Ok(NewTask { lane, max_attempts: fields.max_attempts, format: format.code(), payload, when: fields.when, token })
+    Ok(NewTask {
+        lane,
+        max_attempts: fields.max_attempts,
+        format: format.code(),
+        payload,
+        when: fields.when,
+        token,
+        rule: fields.rule,
+        is_of_many: false,
+    })
 }

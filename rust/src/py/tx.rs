@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 use crate::engine::produce::copy::Batch;
+use crate::engine::produce::texts::{self, Params};
 use crate::engine::produce::{NOTIFY_LANES, Producer, lend, tx};
 use crate::engine::sql;
 use crate::py::error::OrRaise;
@@ -24,10 +25,12 @@ const SLICE: Duration = Duration::from_millis(50);
 pub(crate) struct TxTasks {
     core: Py<ProducerCore>,
     tasks: Mutex<tx::TxTasks>,
+    /// One of a call of many: errors name its place.
+    is_many: bool,
 }
 
 /// One COPY's bytes in blocks, and the parameters of the statements that follow it.
-type Large<'py> = (Vec<Bound<'py, PyBytes>>, Vec<tx::Params>);
+type Large<'py> = (Vec<Bound<'py, PyBytes>>, Vec<Params>);
 
 #[pymethods]
 impl TxTasks {
@@ -45,7 +48,7 @@ impl TxTasks {
             })?;
             tx::check_size(&batch).or_raise(py)?;
         }
-        Ok(Self { tasks: Mutex::new(tx::TxTasks::new(batch).or_raise(py)?), core })
+        Ok(Self { tasks: Mutex::new(tx::TxTasks::new(batch).or_raise(py)?), core, is_many: true })
     }
 
     /// The same for one task, whose errors name no place.
@@ -56,7 +59,7 @@ impl TxTasks {
         let mut batch = Batch::default();
         let mut reader = Reader::new(producer.settings().payload_limit);
         reader.add(task, &mut batch).map_err(|refused| raise(py, refused))?;
-        Ok(Self { tasks: Mutex::new(tx::TxTasks::new(batch).or_raise(py)?), core })
+        Ok(Self { tasks: Mutex::new(tx::TxTasks::new(batch).or_raise(py)?), core, is_many: false })
     }
 
     fn number(&self, py: Python<'_>) -> PyResult<()> {
@@ -77,10 +80,10 @@ impl TxTasks {
         wait(py, self.producer().home().or_raise(py)?)?.or_raise(py)
     }
 
-    fn notification(&self) -> Vec<tx::Params> {
+    fn notification(&self) -> Vec<Params> {
         let channel = sql::channel(self.producer().schema());
         let text = |lanes: &[i32]| lanes.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
-        let array = |text: &str| tx::bytes(std::iter::once(text.as_bytes()));
+        let array = |text: &str| texts::bytes(std::iter::once(text.as_bytes()));
         let (lanes, _) = self.tasks.lock().news();
         lanes.chunks(NOTIFY_LANES).map(|some| vec![array(&channel), array(&text(some))]).collect()
     }
@@ -104,25 +107,42 @@ impl TxTasks {
         self.tasks.lock().leaf()
     }
 
-    fn find(&self) -> Vec<(usize, tx::Params)> {
+    fn find(&self) -> Vec<(usize, Params)> {
         self.tasks.lock().find()
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "Python's lists become vectors")]
-    fn found(&self, py: Python<'_>, number: usize, places: Vec<i64>, ids: Vec<i64>) -> PyResult<()> {
-        let found = self.tasks.lock().found(number, &places, &ids);
+    fn found(&self, py: Python<'_>, number: usize, places: Vec<i64>, ids: Vec<i64>, may_go: Vec<i64>) -> PyResult<()> {
+        let found = self.tasks.lock().found(number, &places, &ids, &may_go);
         if found.is_err() {
             self.forget_ids();
         }
         found.or_raise(py)
     }
 
-    fn write_small(&self, is_first: bool) -> tx::Params {
+    fn write_small(&self, is_first: bool) -> Params {
         self.tasks.lock().write_small(is_first)
     }
 
-    fn take(&self) -> Vec<tx::Params> {
+    fn take(&self) -> Vec<(&'static str, Params)> {
         self.tasks.lock().take()
+    }
+
+    fn take_over(&self) -> Vec<(usize, Params, Params)> {
+        self.tasks.lock().take_over()
+    }
+
+    fn took_over(&self, py: Python<'_>, number: usize, places: Vec<i64>, ids: Vec<i64>) -> PyResult<()> {
+        self.tasks.lock().took_over(number, places, ids).or_raise(py)
+    }
+
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let place = |e: Error| if self.is_many { e } else { Error { index: None, ..e } };
+        self.tasks.lock().check().map_err(place).or_raise(py)
+    }
+
+    fn swaps(&self, py: Python<'_>) -> Vec<(&'static str, Params)> {
+        py.detach(|| self.tasks.lock().swaps())
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "Python's list becomes a vector")]

@@ -11,6 +11,8 @@ use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::copy::{Batch, Blocks, ChunkColumns, Chunker, Group, Home};
 use crate::engine::produce::ids::{EnqueuedIds, Run, RunIter};
 use crate::engine::produce::shared::{Param, Shared, Stats};
+use crate::engine::produce::swap;
+use crate::engine::produce::texts::Params;
 use crate::engine::produce::tokens::{self, Wanted};
 use crate::engine::produce::witness::Witness;
 
@@ -37,6 +39,8 @@ pub(super) struct Ready {
     runs: Vec<Vec<Run>>,
     /// By task, where the batch has tokens: who holds its token, or 0.
     holders: Vec<i64>,
+    /// What duplicates bring to those that hold their tokens.
+    pub(super) swaps: Vec<Params>,
     /// By group and row, where the batch has tokens and several groups: the task.
     tasks: Vec<Vec<usize>>,
     /// BEGIN is still to be sent.
@@ -61,6 +65,7 @@ impl Job<'_> {
             lanes,
             runs: Vec::new(),
             holders: Vec::new(),
+            swaps: Vec::new(),
             tasks: Vec::new(),
             begin: None,
         };
@@ -79,7 +84,7 @@ impl Job<'_> {
         let (shared, batch) = (self.shared, self.batch);
         let want = |t: &crate::engine::produce::copy::TokenAt| {
             let (kind, token) = batch.token(t);
-            Wanted { kind, token, task: t.task as usize }
+            Wanted::new(kind, token, t.task as usize, t.rule)
         };
         let mut wanted: Vec<_> = batch.tokens.iter().map(want).collect();
         let twins = tokens::sort(&mut wanted);
@@ -90,8 +95,11 @@ impl Job<'_> {
         if self.prefilter {
             let places: Vec<_> = (0..wanted.len()).collect();
             self.link.prepare("find_tokens").await?;
-            for (place, holder) in tokens::find(self.link, &wanted, &places).await? {
-                ready.holders[wanted[place].task] = holder;
+            for held in tokens::find(self.link, &wanted, &places).await? {
+                let w = &wanted[held.place];
+                if !held.may_go && !w.locks {
+                    ready.holders[w.task] = held.id;
+                }
             }
             wanted.retain(|w| ready.holders[w.task] == 0);
         }
@@ -110,6 +118,11 @@ impl Job<'_> {
         for (twin, first) in twins {
             ready.holders[twin] = if ready.holders[first] == 0 { ids[first] } else { ready.holders[first] };
         }
+        if let Some(task) = batch.raising().find(|&task| ready.holders[task] != 0) {
+            let holder = ready.holders[task];
+            return Err(Error::duplicate((!ids.contains(&holder)).then_some(holder)).at(task as u64));
+        }
+        ready.swaps = swap::of_batch(batch, &ready.tasks, &ready.holders);
         ready.duplicates = ready.holders.iter().filter(|&&holder| holder != 0).count();
         for (at, tasks) in ready.tasks.iter().enumerate() {
             ready.runs[at] = runs_of(tasks.iter().map(|&task| ids[task]).filter(|&id| id != 0));
@@ -153,7 +166,8 @@ impl Job<'_> {
             }
         };
         let wait = async { if later.ids.is_empty() { Ok(0) } else { link.execute("delay_tasks", &delay).await } };
-        let commit = async { if self.commit { link.batch("COMMIT").await } else { Ok(()) } };
+        let is_last = self.commit && ready.swaps.is_empty();
+        let commit = async { if is_last { link.batch("COMMIT").await } else { Ok(()) } };
         Stats::add(&self.shared.stats.statements, 4);
         if chunks.los.is_empty() {
             let (opened, wait, committed) = tokio::join!(opening, wait, commit);
@@ -177,6 +191,12 @@ impl Job<'_> {
             let expected = chunks.los.iter().zip(&chunks.his).map(|(lo, hi)| hi.abs_diff(*lo) + 1).sum::<u64>();
             if rows != expected {
                 return Err(Error::new(Kind::Enqueue, format!("COPY took {rows} of {expected} rows")));
+            }
+        }
+        if !ready.swaps.is_empty() {
+            swap::send(link, &ready.swaps).await?;
+            if self.commit {
+                link.batch("COMMIT").await?;
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::engine::produce::task::{Format, LaneKey, NewTask, When};
+use crate::engine::produce::task::{Format, LaneKey, NewTask, Scope, TokenRule, When};
 
 /// What every binary COPY starts with: signature, no flags, no extension.
 pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -261,6 +261,8 @@ pub struct TokenAt {
     pub group: u32,
     pub(super) start: u32,
     pub(super) end: u32,
+    /// How it is meant.
+    pub rule: TokenRule,
 }
 
 /// Tasks that are sent together.
@@ -306,7 +308,7 @@ impl Batch {
         &mut self,
         at: usize,
         when: Option<When>,
-        token: Option<&str>,
+        token: Option<(&str, TokenRule)>,
         format: Format,
         encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -331,11 +333,11 @@ impl Batch {
             }
             self.order.push(small(at));
         }
-        if let Some(token) = token {
+        if let Some((token, rule)) = token {
             let start = self.token_text.len();
             self.token_text.push_str(token);
             let (start, end) = (small(start), small(self.token_text.len()));
-            self.tokens.push(TokenAt { task: small(self.len), group: small(at), start, end });
+            self.tokens.push(TokenAt { task: small(self.len), group: small(at), start, end, rule });
             self.bytes += token.len();
         }
         self.len += 1;
@@ -355,7 +357,7 @@ impl Batch {
         for n in 0..self.len {
             let at = self.order.get(n).map_or(0, |&at| at as usize);
             let Some(row) = rows[at].0.next() else { break };
-            let token = tokens.next_if(|t| t.task as usize == n).map(|t| self.token(t).1.to_owned());
+            let token = tokens.next_if(|t| t.task as usize == n);
             let group = &self.groups[at];
             tasks.push(NewTask {
                 lane: Arc::clone(&group.lane),
@@ -363,15 +365,23 @@ impl Batch {
                 format: row.format(),
                 payload: row.payload().to_vec(),
                 when: rows[at].1.next().copied(),
-                token,
+                token: token.map(|t| self.token(t).1.to_owned()),
+                rule: token.map(|t| t.rule).unwrap_or_default(),
+                is_of_many: true,
             });
         }
         tasks
     }
 
-    /// A token's type and text.
+    /// A token's type, empty where it is unique for more, and its text.
     pub fn token(&self, at: &TokenAt) -> (&str, &str) {
-        (&self.groups[at.group as usize].lane.kind, &self.token_text[at.start as usize..at.end as usize])
+        let kind = if at.rule.scope == Scope::Type { &self.groups[at.group as usize].lane.kind } else { "" };
+        (kind, &self.token_text[at.start as usize..at.end as usize])
+    }
+
+    /// Tasks whose token must not be another's.
+    pub fn raising(&self) -> impl Iterator<Item = usize> + '_ {
+        self.tokens.iter().filter(|t| t.rule.raises()).map(|t| t.task as usize)
     }
 }
 
@@ -469,7 +479,7 @@ mod tests {
             out.push(1);
             Err("no")
         };
-        assert_eq!(batch.push(0, None, Some("t"), Format::Json, spoil), Err("no"));
+        assert_eq!(batch.push(0, None, Some(("t", TokenRule::default())), Format::Json, spoil), Err("no"));
         assert_eq!((batch.len, batch.bytes(), batch.groups[0].rows().count(), batch.tokens.len()), (1, bytes, 1, 0));
     }
 

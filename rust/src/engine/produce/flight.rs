@@ -12,7 +12,9 @@ use crate::engine::produce::copy::{ChunkColumns, Chunker};
 use crate::engine::produce::ids::RunIter;
 use crate::engine::produce::notify::{announce, take_turn};
 use crate::engine::produce::shared::{Line, Param, Shared, Stats};
+use crate::engine::produce::swap::{self, Swaps};
 use crate::engine::produce::task::{NewTask, When};
+use crate::engine::produce::texts::Params;
 use crate::engine::produce::tokens::{self, Wanted};
 use crate::engine::sql;
 
@@ -85,7 +87,7 @@ impl<'a> Plan<'a> {
         let mut order: Vec<_> = (0..tasks.len()).collect();
         order.sort_by_key(|&n| (tasks[n].when.is_some(), lanes[n], tasks[n].max_attempts));
         let with_token = |(n, task): (usize, &&'a NewTask)| {
-            Some(Wanted { kind: &task.lane.kind, token: task.token.as_deref()?, task: n })
+            Some(Wanted::new(task.token_kind(), task.token.as_deref()?, n, task.rule))
         };
         let mut wanted: Vec<_> = tasks.iter().enumerate().filter_map(with_token).collect();
         let twins = tokens::sort(&mut wanted);
@@ -114,6 +116,8 @@ impl<'a> Plan<'a> {
             let error = match self.send_once(shared, &link, manner, doubt.is_some()).await {
                 Ok(Some(is_ours)) => return Ok(is_ours),
                 Ok(None) => continue,
+                // Its tokens were waited for: a first try is not in.
+                Err(e) if matches!(e.kind, Kind::Duplicate { .. }) => return Err(e),
                 Err(e) => e,
             };
             match error.sqlstate() {
@@ -187,6 +191,8 @@ impl<'a> Plan<'a> {
                 return Ok(if is_again { Sent::Already } else { Sent::Never });
             }
             self.settle(&held);
+            let refused = self.refused();
+            rolled_back(link, refused).await?;
             begin.clear();
         }
         let work = self.write(shared, link, manner, &begin, is_again).await;
@@ -201,6 +207,26 @@ impl<'a> Plan<'a> {
         for &(twin, first) in &self.twins {
             self.holders[twin] = if self.holders[first] == 0 { self.ids[first] } else { self.holders[first] };
         }
+    }
+
+    /// A call of many goes in whole or not at all: an error where one of its tasks must not meet its token. The error's index is the
+    /// position in the flight.
+    fn refused(&self) -> Result<()> {
+        let is_refused = |n: &usize| self.tasks[*n].is_of_many && self.tasks[*n].rule.raises() && self.holders[*n] != 0;
+        let Some(n) = (0..self.tasks.len()).find(is_refused) else { return Ok(()) };
+        let is_own = self.ids.contains(&self.holders[n]);
+        Err(Error::duplicate((!is_own).then_some(self.holders[n])).at(n as u64))
+    }
+
+    /// What tasks bring to those that hold their tokens.
+    fn swaps(&self) -> Vec<Params> {
+        let mut swaps = Swaps::default();
+        for (task, &holder) in self.tasks.iter().zip(&self.holders) {
+            if holder != 0 {
+                swaps.bring(holder, task.rule.on_conflict, (*task).into());
+            }
+        }
+        swaps.params()
     }
 
     /// Writes the tasks and commits, all in one go. `begin` is empty where the transaction is open.
@@ -289,7 +315,14 @@ impl<'a> Plan<'a> {
         let put = async { if now.is_empty() { Ok(0) } else { link.execute("enqueue_tasks", &enqueue).await } };
         let wait = async { if later.is_empty() { Ok(0) } else { link.execute("delay_tasks", &delay).await } };
         Stats::add(&shared.stats.statements, 4);
-        if is_again && !later.is_empty() {
+        let swaps = if self.wanted.is_empty() { Vec::new() } else { self.swaps() };
+        if !swaps.is_empty() {
+            let (opened, put, wait) = tokio::join!(opening, put, wait);
+            opened.and(put).and(wait)?;
+            swap::send(link, &swaps).await?;
+            let (committed, ()) = tokio::join!(link.batch("COMMIT"), ready);
+            committed?;
+        } else if is_again && !later.is_empty() {
             // Between the look and now the first try may have come through and been promoted: then its row of `delayed` is gone
             // again and stopped nothing, and its content is to be seen.
             let (opened, put, wait) = tokio::join!(opening, put, wait);
@@ -336,7 +369,7 @@ impl<'a> Plan<'a> {
         self.holders.fill(0);
         let places: Vec<_> = (0..self.wanted.len()).filter(|&place| !is_in[self.wanted[place].task]).collect();
         let held = tokens::find(link, &self.wanted, &places).await?;
-        self.settle(&held);
+        self.settle(&held.iter().map(|h| (h.place, h.id)).collect::<Vec<_>>());
         Ok(Seen::Ours)
     }
 

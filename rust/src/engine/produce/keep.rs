@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use crate::engine::connect::random_u64;
 use crate::engine::produce::copy::{Batch, Group, TokenAt};
-use crate::engine::produce::task::{LaneKey, When};
+use crate::engine::produce::task::{LaneKey, OnConflict, Scope, TokenRule, When};
 
 /// Bytes of batches kept in memory.
 const MEMORY: usize = 16 * 1024 * 1024;
@@ -146,6 +146,7 @@ impl Spool {
             for n in [t.task, t.group, t.start, t.end] {
                 out.extend(n.to_le_bytes());
             }
+            put_rule(&mut out, t.rule);
         }
         put(&mut out, batch.token_text.len());
         out.extend(batch.token_text.as_bytes());
@@ -183,7 +184,13 @@ impl Spool {
             batch.order.push(r.u32()?);
         }
         for _ in 0..r.size()? {
-            batch.tokens.push(TokenAt { task: r.u32()?, group: r.u32()?, start: r.u32()?, end: r.u32()? });
+            batch.tokens.push(TokenAt {
+                task: r.u32()?,
+                group: r.u32()?,
+                start: r.u32()?,
+                end: r.u32()?,
+                rule: r.rule()?,
+            });
         }
         let size = r.size()?;
         String::from_utf8(r.take(size)?.to_vec()).ok()?.clone_into(&mut batch.token_text);
@@ -194,6 +201,17 @@ impl Spool {
 /// A count, or a size: 32 bits, as everything within a batch.
 fn put(out: &mut Vec<u8>, n: usize) {
     out.extend(u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+/// Three bytes and the time, -1 for none.
+fn put_rule(out: &mut Vec<u8>, rule: TokenRule) {
+    let conflict = match rule.on_conflict {
+        OnConflict::Existing => 0,
+        OnConflict::Raise => 1,
+        OnConflict::Replace { payload, time } => 4 + 2 * u8::from(payload) + u8::from(time),
+    };
+    out.extend([rule.scope as u8, u8::from(rule.until_end), conflict]);
+    out.extend(rule.ttl.unwrap_or(-1).to_le_bytes());
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -211,6 +229,18 @@ impl<'a> Reader<'a> {
 
     fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
+    }
+
+    fn rule(&mut self) -> Option<TokenRule> {
+        let [scope, until_end, conflict] = self.array()?;
+        let ttl = i64::from_le_bytes(self.array()?);
+        let on_conflict = match conflict {
+            0 => OnConflict::Existing,
+            1 => OnConflict::Raise,
+            n => OnConflict::Replace { payload: n & 2 != 0, time: n & 1 != 0 },
+        };
+        let scope = [Scope::Type, Scope::Queue, Scope::Global].into_iter().find(|&s| s as u8 == scope)?;
+        Some(TokenRule { scope, until_end: until_end == 1, ttl: (ttl >= 0).then_some(ttl), on_conflict })
     }
 
     fn size(&mut self) -> Option<usize> {
@@ -234,11 +264,21 @@ mod tests {
             };
             let at = batch.group(&lanes[i % 2], 3, when.is_some());
             let token = (i % 4 == 0).then(|| format!("ü{i}"));
+            let rule = match i % 3 {
+                0 => TokenRule::default(),
+                1 => TokenRule { scope: Scope::Global, on_conflict: OnConflict::Raise, ..TokenRule::default() },
+                _ => TokenRule {
+                    scope: Scope::Queue,
+                    until_end: true,
+                    ttl: Some(7),
+                    on_conflict: OnConflict::Replace { payload: false, time: true },
+                },
+            };
             let encode = |out: &mut Vec<u8>| {
                 out.extend(i.to_string().as_bytes());
                 Ok::<(), ()>(())
             };
-            batch.push(at, when, token.as_deref(), Format::Json, encode).unwrap();
+            batch.push(at, when, token.as_deref().map(|token| (token, rule)), Format::Json, encode).unwrap();
         }
         batch
     }
@@ -250,7 +290,8 @@ mod tests {
         for (n, (at, size)) in [5, 40].into_iter().zip(places) {
             let (back, was) = (spool.read(at, size).unwrap(), batch(n));
             assert_eq!((back.len, &back.order), (was.len, &was.order));
-            let tokens = |b: &Batch| b.tokens.iter().map(|t| (t.task, b.token(t).1.to_owned())).collect::<Vec<_>>();
+            let tokens =
+                |b: &Batch| b.tokens.iter().map(|t| (t.task, t.rule, b.token(t).1.to_owned())).collect::<Vec<_>>();
             assert_eq!(tokens(&back), tokens(&was));
             let tasks = |b: Batch| b.into_tasks().iter().map(|t| format!("{t:?}")).collect::<Vec<_>>();
             assert_eq!(tasks(back), tasks(was));

@@ -5,12 +5,12 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tokio_postgres::types::{FromSql, Type};
 
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::notify::announce;
 use crate::engine::produce::shared::Shared;
 use crate::engine::produce::task::LaneKey;
+use crate::engine::produce::texts::AnyText;
 use crate::engine::produce::tx::Supplied;
 use crate::engine::produce::{Command, Producer, closed};
 
@@ -18,19 +18,6 @@ use crate::engine::produce::{Command, Producer, closed};
 const LOOKS: u32 = 10;
 /// The first pause.
 const LOOK_AFTER: Duration = Duration::from_millis(1);
-
-/// A text, whatever it is declared as.
-struct AnyText(String);
-
-impl<'a> FromSql<'a> for AnyText {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(std::str::from_utf8(raw)?.to_owned()))
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-}
 
 impl Producer {
     /// Reserves `n` ids, and finds or makes the lanes, each committed before the answer comes.

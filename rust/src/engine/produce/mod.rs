@@ -12,6 +12,8 @@
 //! | `stream`, `batch`, `handoff` | `enqueue_many`: transactions; one batch; between caller and I/O thread |
 //! | `keep` | the batches of an open transaction, for sending it again |
 //! | `tokens` | idempotency tokens, always taken in one order |
+//! | `swap` | what a task whose token is held brings to the one that holds it |
+//! | [`texts`] | parameters of statements that may go over somebody else's connection |
 //! | `witness` | what became of a commit whose answer was lost |
 //! | [`tx`], [`lend`] | tasks for a transaction on the user's own connection; ids and lanes for them |
 //! | `notify` | waking consumers, seldom |
@@ -31,7 +33,9 @@ mod parking;
 mod shared;
 mod single;
 mod stream;
+mod swap;
 pub mod task;
+pub mod texts;
 mod tokens;
 pub mod tx;
 mod witness;

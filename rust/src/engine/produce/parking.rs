@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::engine::error::Kind;
 use crate::engine::produce::flight::{Manner, is_blocked};
 use crate::engine::produce::shared::{Line, Shared};
-use crate::engine::produce::single::{SEARCH_WAIT, TOKEN_WAIT, Unit, deliver, send};
+use crate::engine::produce::single::{SEARCH_WAIT, TOKEN_WAIT, Unit, blamed, deliver, send};
 
 /// How long one of several waits before it is the next one's turn.
 const TURN: Duration = Duration::from_millis(100);
@@ -61,6 +62,10 @@ pub(super) async fn attend(shared: Arc<Shared>, parking: Arc<Parking>) {
         let manner = Manner { line: &line, lock_timeout, deadline: shared.connect_deadline() };
         let units = [unit];
         let result = send(&shared, &units, &manner).await;
+        let result = match result {
+            Err(e) if matches!(e.kind, Kind::Duplicate { .. }) => Err(blamed(&units, &e).1),
+            other => other,
+        };
         let [unit] = units;
         match result {
             Ok(answers) => deliver(vec![unit], answers),

@@ -188,6 +188,16 @@ async fn fly(shared: &Arc<Shared>, units: Vec<Unit>, lock_timeout: Duration) -> 
                 refuse(late, &e);
                 stack.push((rest, lock_timeout));
             }
+            // The call with a duplicate goes alone, after the others: only then is it known whose its token is.
+            Err(e) if units.len() > 1 && matches!(e.kind, Kind::Duplicate { .. }) => {
+                let at = blamed(&units, &e).0;
+                let unit = units.remove(at);
+                stack.extend([(vec![unit], lock_timeout), (units, lock_timeout)]);
+            }
+            Err(e) if matches!(e.kind, Kind::Duplicate { .. }) => {
+                let e = blamed(&units, &e).1;
+                refuse(units, &e);
+            }
             // What the server says of one call's data must not hurt the others.
             Err(e) if units.len() > 1 && is_of_data(&e) => {
                 let right = units.split_off(units.len() / 2);
@@ -199,9 +209,10 @@ async fn fly(shared: &Arc<Shared>, units: Vec<Unit>, lock_timeout: Duration) -> 
     blocked
 }
 
-/// SQLSTATE classes that blame values: data, constraints, limits, what a trigger raises, checks of views.
+/// SQLSTATE classes that blame values: data, constraints, limits, what a trigger raises, checks of views. And a missing right: to change the
+/// task that has a token takes more than to enqueue.
 fn is_of_data(e: &Error) -> bool {
-    e.sqlstate().is_some_and(|code| ["22", "23", "54", "P0", "44"].iter().any(|class| code.starts_with(class)))
+    e.sqlstate().is_some_and(|code| ["22", "23", "54", "P0", "44", "42501"].iter().any(|class| code.starts_with(class)))
 }
 
 /// Sends calls in one flight.
@@ -210,12 +221,30 @@ pub(super) async fn send(shared: &Arc<Shared>, units: &[Unit], manner: &Manner<'
     flight::send(shared, &tasks, manner).await
 }
 
+/// Which call an error blames whose index is the position in the flight, and the error with the position in the call.
+pub(super) fn blamed(units: &[Unit], e: &Error) -> (usize, Error) {
+    let mut left = e.index.unwrap_or(0);
+    for (at, unit) in units.iter().enumerate() {
+        let size = unit.tasks.len() as u64;
+        if left < size {
+            return (at, e.clone().at(left));
+        }
+        left -= size;
+    }
+    (0, e.clone())
+}
+
 /// Gives each call its part of the answers.
 pub(super) fn deliver(units: Vec<Unit>, answers: Vec<(i64, bool)>) {
     let mut answers = answers.into_iter();
     Reply::send_all(units.into_iter().map(|unit| {
-        let own = answers.by_ref().take(unit.tasks.len()).collect();
-        (unit.reply, Ok(own))
+        let own: Vec<(i64, bool)> = answers.by_ref().take(unit.tasks.len()).collect();
+        // Alone in its call, a duplicate has kept nothing else from being written.
+        let refused = match (&unit.tasks[..], &own[..]) {
+            ([task], [(id, false)]) if task.rule.raises() => Some(Error::duplicate(Some(*id))),
+            _ => None,
+        };
+        (unit.reply, refused.map_or(Ok(own), Err))
     }));
 }
 

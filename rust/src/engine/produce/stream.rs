@@ -54,6 +54,8 @@ struct Tx {
     /// Tasks in it that are no duplicates.
     fresh: usize,
     witness: Option<Witness>,
+    /// It changes tasks that hold tokens.
+    has_swaps: bool,
     lanes: Vec<i32>,
     tries: usize,
     /// Since when connections have been lost, one after the other.
@@ -154,7 +156,8 @@ impl Stream {
                 prefilter: self.prefilter,
             };
             self.tx.is_open = true;
-            let ready = job.prepare().await?;
+            let ready = job.prepare().await.map_err(|e| self.place(e))?;
+            self.tx.has_swaps |= !ready.swaps.is_empty();
             self.prefilter = ready.duplicates * 100 > batch.len;
             ready.answer(batch, &mut self.ids);
             self.tx.fresh += batch.len - ready.duplicates;
@@ -169,6 +172,15 @@ impl Stream {
             self.tx.sent += 1;
         }
         Ok(())
+    }
+
+    /// A duplicate's place in the call, not in its batch; what the transaction itself wrote is rolled back with it and names nobody.
+    fn place(&self, e: Error) -> Error {
+        let Kind::Duplicate { existing } = e.kind else { return e };
+        let mut own = (self.tx.base..self.ids.len()).filter_map(|n| self.ids.get(n));
+        let existing = existing.filter(|&id| !own.any(|each| each == (id, true)));
+        let index = self.ids.len() + e.index.unwrap_or(0);
+        Error::duplicate(existing).at(index)
     }
 
     /// After an error: true where the commit turned out to be in, false where the transaction is to be sent again.
@@ -189,6 +201,8 @@ impl Stream {
                 match &tx.witness {
                     Some(witness) if witness.settle(&self.shared).await? => return Ok(true),
                     Some(_) => {}
+                    // Sent again, it comes to the same.
+                    None if tx.has_swaps => {}
                     // Nothing was written: each task's token is somebody else's, whether it was committed or not.
                     None => return Ok(true),
                 }
@@ -218,6 +232,7 @@ impl Stream {
         }
         self.ids.truncate(tx.base);
         (tx.is_open, tx.is_committing, tx.sent, tx.fresh, tx.witness) = (false, false, 0, 0, None);
+        tx.has_swaps = false;
         tx.lanes.clear();
         Ok(false)
     }

@@ -1,5 +1,6 @@
 //! A task on its way in: what it holds and the limits on it, checked before anything is written.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -85,6 +86,76 @@ impl When {
     }
 }
 
+/// Among which tasks a token is unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// Those of its task's type.
+    #[default]
+    Type,
+    /// Those of its task's queue.
+    Queue,
+    /// All.
+    Global,
+}
+
+impl Scope {
+    /// A token as it stands in the table: with no type that a task may have, beside those that are unique for one.
+    pub fn key<'a>(self, queue: &str, token: &'a str) -> Cow<'a, str> {
+        match self {
+            Self::Type => Cow::Borrowed(token),
+            Self::Queue => Cow::Owned(format!("{}:{queue}:{token}", queue.len())),
+            Self::Global => Cow::Owned(format!(":{token}")),
+        }
+    }
+}
+
+/// What an enqueue does that meets its token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnConflict {
+    /// It answers the id of the task that has it.
+    #[default]
+    Existing,
+    /// It fails.
+    Raise,
+    /// It answers the id, and changes that task while it waits.
+    Replace {
+        /// The payload becomes the new task's.
+        payload: bool,
+        /// And the time, where the new task has one.
+        time: bool,
+    },
+}
+
+/// How a token is meant, beside its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TokenRule {
+    /// Among which tasks it is unique.
+    pub scope: Scope,
+    /// It is free once its task has ended.
+    pub until_end: bool,
+    /// And after this many microseconds; None: not by time.
+    pub ttl: Option<i64>,
+    /// What a later task does that wants it.
+    pub on_conflict: OnConflict,
+}
+
+impl TokenRule {
+    /// It is not held for just as long as its task is kept.
+    pub fn is_lent(&self) -> bool {
+        self.until_end || self.ttl.is_some()
+    }
+
+    /// A task that meets it is refused.
+    pub fn raises(&self) -> bool {
+        self.on_conflict == OnConflict::Raise
+    }
+
+    /// A task that meets it changes the one that has it.
+    pub fn replaces(&self) -> bool {
+        matches!(self.on_conflict, OnConflict::Replace { .. })
+    }
+}
+
 /// One task of a single enqueue, or of a small `enqueue_many`.
 #[derive(Debug, Clone)]
 pub struct NewTask {
@@ -98,8 +169,19 @@ pub struct NewTask {
     pub payload: Vec<u8>,
     /// None: it may start at once.
     pub when: Option<When>,
-    /// Unique for its type while the task is kept.
+    /// Its token as it stands in the table ([`Scope::key`]).
     pub token: Option<String>,
+    /// How the token is meant.
+    pub rule: TokenRule,
+    /// It is one of a call of many, which goes in whole or not at all.
+    pub is_of_many: bool,
+}
+
+impl NewTask {
+    /// The type for which its token is unique; empty: for any.
+    pub fn token_kind(&self) -> &str {
+        if self.rule.scope == Scope::Type { &self.lane.kind } else { "" }
+    }
 }
 
 /// A task that is refused.
@@ -165,6 +247,21 @@ mod tests {
         for bad in [-1.0, f64::NAN, f64::INFINITY, 1e18] {
             assert!(When::after(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn keys_of_other_scopes_never_meet() {
+        let keys = [
+            Scope::Queue.key("a", "b:c"),
+            Scope::Queue.key("a:b", "c"),
+            Scope::Queue.key("1", ":a"),
+            Scope::Global.key("a", "1:a:b"),
+            Scope::Global.key("a", "b"),
+            Scope::Queue.key("ü", "b"),
+        ];
+        let distinct: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len(), "{keys:?}");
+        assert_eq!(Scope::Type.key("a", "b"), "b");
     }
 
     #[test]

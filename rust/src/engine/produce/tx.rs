@@ -6,7 +6,6 @@
 //! `enqueue_tx.sql`.
 
 use std::collections::HashSet;
-use std::fmt::{Display, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +14,9 @@ use crate::engine::error::{Error, Kind, Result};
 use crate::engine::produce::batch::{runs_of, tasks_by_group};
 use crate::engine::produce::copy::{Batch, Blocks, Chunk, Chunker, Home};
 use crate::engine::produce::ids::{EnqueuedIds, Run, RunIter};
-use crate::engine::produce::task::{LaneKey, When};
+use crate::engine::produce::swap;
+use crate::engine::produce::task::{LaneKey, TokenRule, When};
+use crate::engine::produce::texts::{Params, add, add_bytes, bytes, close};
 use crate::engine::produce::tokens::{self, Wanted};
 use crate::engine::produce::{SMALL_BYTES, SMALL_TASKS};
 
@@ -39,9 +40,6 @@ pub struct Supplied {
     pub runs: Vec<Run>,
 }
 
-/// The parameters of one statement.
-pub type Params = Vec<String>;
-
 /// Tasks that were read and checked, on their way into somebody's transaction.
 #[derive(Debug)]
 pub struct TxTasks {
@@ -64,6 +62,12 @@ pub struct TxTasks {
     wants_token: Vec<bool>,
     /// Tokens that were asked for last: positions in `wanted`.
     asked: Vec<usize>,
+    /// Those of them that somebody has who may lose them, or whose task is to be changed.
+    loose: Vec<usize>,
+    /// By task: its token was taken over after the statement that would have written it.
+    is_due: Vec<bool>,
+    /// By token of the batch: a task that wants it would change its holder.
+    locks: Vec<bool>,
 }
 
 impl TxTasks {
@@ -75,7 +79,7 @@ impl TxTasks {
             .iter()
             .enumerate()
             .map(|(place, t)| (batch.token(t), t.task as usize, place))
-            .map(|((kind, token), task, place)| (Wanted { kind, token, task }, place))
+            .map(|((kind, token), task, place)| (Wanted::new(kind, token, task, batch.tokens[place].rule), place))
             .collect();
         let mut order: Vec<_> = wanted.iter().map(|w| w.0).collect();
         let twins = tokens::sort(&mut order);
@@ -83,6 +87,8 @@ impl TxTasks {
         wanted.sort_unstable_by_key(|w| w.0.task);
         let place_of = |task: usize| wanted.binary_search_by_key(&task, |w| w.0.task).ok().map(|n| wanted[n].1);
         let sorted = order.iter().filter_map(|w| place_of(w.task)).collect();
+        let mut locks = vec![false; batch.tokens.len()];
+        order.iter().filter(|w| w.locks).filter_map(|w| place_of(w.task)).for_each(|place| locks[place] = true);
         let (mut holders, mut wants_token) = (vec![0; batch.len], vec![false; batch.len]);
         for &(twin, _) in &twins {
             holders[twin] = -1;
@@ -99,6 +105,9 @@ impl TxTasks {
             has_token: vec![false; batch.len],
             wants_token,
             asked: Vec::new(),
+            loose: Vec::new(),
+            is_due: vec![false; batch.len],
+            locks,
             batch,
         })
     }
@@ -113,9 +122,13 @@ impl TxTasks {
         self.batch.len == 0
     }
 
-    /// Few enough for one statement.
+    /// Few enough for one statement, whose tokens ask for no other.
     pub fn is_small(&self) -> bool {
-        self.batch.len <= SMALL_TASKS && self.batch.bytes() <= SMALL_BYTES
+        self.batch.len <= SMALL_TASKS && self.batch.bytes() <= SMALL_BYTES && !self.has_rules()
+    }
+
+    fn has_rules(&self) -> bool {
+        self.batch.tokens.iter().any(|t| TokenRule { scope: t.rule.scope, ..TokenRule::default() } != t.rule)
     }
 
     /// The lanes of its groups.
@@ -154,13 +167,14 @@ impl TxTasks {
     /// The parameters of `find_tokens_tx.sql` for the open tokens, some at a time, each with the number by which `found` knows them.
     pub fn find(&mut self) -> Vec<(usize, Params)> {
         self.asked = self.open_tokens().collect();
+        self.loose.clear();
         let slices = self.asked.chunks(SLICE).enumerate();
         slices.map(|(at, asked)| (at * SLICE, self.token_params(asked).to_vec())).collect()
     }
 
-    /// Who holds what was asked for: places from 1 in the statement with that number, and ids.
-    pub fn found(&mut self, number: usize, places: &[i64], ids: &[i64]) -> Result<()> {
-        for (&place, &id) in places.iter().zip(ids) {
+    /// Who holds what was asked for: places from 1 in the statement with that number, ids, and 1 where the token may be free by now.
+    pub fn found(&mut self, number: usize, places: &[i64], ids: &[i64], may_go: &[i64]) -> Result<()> {
+        for ((&place, &id), &may_go) in places.iter().zip(ids).zip(may_go) {
             let at =
                 usize::try_from(place).ok().and_then(|n| n.checked_sub(1)).and_then(|n| self.asked.get(number + n));
             let at = *at.ok_or_else(|| Error::new(Kind::Enqueue, "the database answered another question"))?;
@@ -171,9 +185,68 @@ impl TxTasks {
                     "the ids that the database handed out are taken: it went back in time; roll your transaction back and run it again",
                 ));
             }
-            self.holders[task] = id;
+            if may_go != 0 || self.locks[self.wanted[at]] {
+                self.loose.push(at);
+            } else {
+                self.holders[task] = id;
+            }
         }
         Ok(())
+    }
+
+    fn wanted_at(&self, n: usize) -> Wanted<'_> {
+        let t = &self.batch.tokens[self.wanted[n]];
+        let (kind, token) = self.batch.token(t);
+        Wanted::new(kind, token, t.task as usize, t.rule)
+    }
+
+    fn lent_params(&self, asked: &[usize]) -> Params {
+        let wanted: Vec<_> = asked.iter().map(|&n| self.wanted_at(n)).collect();
+        tokens::lent_params(wanted.iter().map(|w| (w, self.ids[w.task])))
+    }
+
+    /// The parameters of `hold_tokens.sql` and `take_over_tokens.sql` for tokens that may be free by now, some at a time, each with the
+    /// number by which `took_over` knows them.
+    pub fn take_over(&self) -> Vec<(usize, Params, Params)> {
+        let slices = self.loose.chunks(SLICE).enumerate();
+        slices.map(|(at, asked)| (at * SLICE, self.token_params(asked).to_vec(), self.lent_params(asked))).collect()
+    }
+
+    /// Their answer: places from 1 in the statement with that number, and who has each; 0: the task that wants it.
+    pub fn took_over(&mut self, number: usize, places: Vec<i64>, ids: Vec<i64>) -> Result<()> {
+        let asked = self.loose.get(number..).unwrap_or_default();
+        for (at, holder) in tokens::holders(&[places, ids], asked)? {
+            let task = self.task_at(at);
+            if holder == 0 {
+                (self.has_token[task], self.is_due[task]) = (true, true);
+            } else {
+                self.holders[task] = holder;
+            }
+        }
+        Ok(())
+    }
+
+    /// By task: who holds its token, an earlier task of the call, too.
+    fn all_holders(&self) -> Vec<i64> {
+        let mut holders = self.holders.clone();
+        for &(twin, first) in &self.twins {
+            holders[twin] = if holders[first] == 0 { self.ids[first] } else { holders[first] };
+        }
+        holders
+    }
+
+    /// An error where a task has met its token that must not; its index is the task's.
+    pub fn check(&self) -> Result<()> {
+        let holders = self.all_holders();
+        let Some(task) = self.batch.raising().find(|&task| holders[task] != 0) else { return Ok(()) };
+        let is_own = self.ids.contains(&holders[task]);
+        Err(Error::duplicate((!is_own).then_some(holders[task])).at(task as u64))
+    }
+
+    /// What duplicates bring to those that hold their tokens: statements and parameters, in order.
+    pub fn swaps(&self) -> Vec<(&'static str, Params)> {
+        let swaps = swap::of_batch(&self.batch, &self.tasks, &self.all_holders());
+        swap::STATEMENTS.iter().flat_map(|&name| swaps.iter().map(move |params| (name, params.clone()))).collect()
     }
 
     fn token_params(&self, asked: &[usize]) -> [String; 2] {
@@ -181,8 +254,8 @@ impl TxTasks {
         [bytes(tokens().map(|t| t.0.as_bytes())), bytes(tokens().map(|t| t.1.as_bytes()))]
     }
 
-    /// All of a small call in one statement; after the first time only the tasks whose token was freed meanwhile.
-    pub fn write_small(&self, is_first: bool) -> Params {
+    /// All of a small call in one statement; after the first time only the tasks whose token was freed, or taken over, meanwhile.
+    pub fn write_small(&mut self, is_first: bool) -> Params {
         let asked: Vec<_> = self.open_tokens().collect();
         let mut columns = Columns::new(self.leaf);
         columns.take(self, &asked);
@@ -191,7 +264,7 @@ impl TxTasks {
             for (row, &task) in group.rows().zip(&self.tasks[at]) {
                 let when = whens.next();
                 let is_open = self.holders[task] == 0 && !self.has_token[task];
-                if is_open && (is_first || self.wants_token[task]) {
+                if self.is_due[task] || (is_open && (is_first || self.wants_token[task])) {
                     let content =
                         Content { id: self.ids[task], lane: self.lanes[at], max_attempts: group.max_attempts };
                     match when {
@@ -201,16 +274,20 @@ impl TxTasks {
                 }
             }
         }
+        self.is_due.fill(false);
         columns.finish()
     }
 
-    /// The tokens of a large call that are open, in order, some at a time.
-    pub fn take(&self) -> Vec<Params> {
+    /// The tokens of a large call that are open, in order, some at a time: statements and parameters.
+    pub fn take(&self) -> Vec<(&'static str, Params)> {
         let open: Vec<_> = self.open_tokens().collect();
         let slice = |asked: &[usize]| {
+            if asked.iter().any(|&n| self.wanted_at(n).rule.is_lent()) {
+                return ("take_tokens", self.lent_params(asked));
+            }
             let mut columns = Columns::new(self.leaf);
             columns.take(self, asked);
-            columns.finish()
+            ("enqueue_tx", columns.finish())
         };
         open.chunks(SLICE).map(slice).collect()
     }
@@ -288,10 +365,7 @@ impl TxTasks {
 
     /// Each task's id and whether it is new, in input order.
     pub fn answer(&self) -> EnqueuedIds {
-        let mut holders = self.holders.clone();
-        for &(twin, first) in &self.twins {
-            holders[twin] = if holders[first] == 0 { self.ids[first] } else { holders[first] };
-        }
+        let holders = self.all_holders();
         let mut ids = EnqueuedIds::default();
         if self.batch.tokens.is_empty() {
             for run in runs_of(self.ids.iter().copied()) {
@@ -401,40 +475,8 @@ impl Columns {
         for chunk in std::mem::take(&mut self.chunker).finish() {
             self.put_chunk(&chunk);
         }
-        self.texts.map(|text| if text.is_empty() { "{}".to_owned() } else { close(text) }).into()
+        self.texts.map(close).into()
     }
-}
-
-/// An element more of an array.
-fn add(text: &mut String, value: impl Display) {
-    text.push(if text.is_empty() { '{' } else { ',' });
-    // Writing to a String does not fail.
-    _ = write!(text, "{value}");
-}
-
-fn add_bytes(text: &mut String, value: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    text.reserve(2 * value.len() + 8);
-    text.push_str(if text.is_empty() { r#"{"\\x"# } else { r#","\\x"# });
-    for byte in value {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-    text.push('"');
-}
-
-fn close(mut text: String) -> String {
-    if !text.ends_with('}') {
-        text.push('}');
-    }
-    text
-}
-
-/// An array of bytes as text.
-pub fn bytes<'a>(values: impl Iterator<Item = &'a [u8]>) -> String {
-    let mut text = String::new();
-    values.for_each(|value| add_bytes(&mut text, value));
-    if text.is_empty() { "{}".to_owned() } else { close(text) }
 }
 
 #[cfg(test)]
@@ -503,7 +545,7 @@ mod tests {
         assert!(tasks.has_open_tokens());
         let [(number, _)] = &tasks.find()[..] else { panic!() };
         let number = *number;
-        tasks.found(number, &[1], &[55]).unwrap();
+        tasks.found(number, &[1], &[55], &[0]).unwrap();
         assert!(!tasks.has_open_tokens());
         assert_eq!(answers(&tasks), [(55, false), (102, true), (103, true), (104, true), (55, false)]);
     }
@@ -512,7 +554,7 @@ mod tests {
     fn a_token_that_was_freed_is_taken_by_a_statement_that_writes_nothing_else() {
         let mut tasks = tasks(&[("a", None, None), ("a", None, Some("z"))]);
         tasks.find();
-        tasks.found(0, &[], &[]).unwrap();
+        tasks.found(0, &[], &[], &[]).unwrap();
         let params = tasks.write_small(false);
         assert_eq!((params[3].as_str(), params[4].as_str()), ("{102}", "{102}"));
         tasks.took(&[102]);
@@ -523,14 +565,14 @@ mod tests {
     fn a_token_that_answers_with_our_own_id_says_that_the_id_is_not_ours() {
         let mut tasks = tasks(&[("a", None, Some("z"))]);
         tasks.find();
-        assert!(tasks.found(0, &[1], &[101]).is_err());
+        assert!(tasks.found(0, &[1], &[101], &[0]).is_err());
     }
 
     #[test]
     fn large_calls_leave_out_what_is_held_and_delay_by_statement() {
         let mut tasks = tasks(&[("a", None, None), ("b", Some(When::After(1.0)), None), ("a", None, Some("t"))]);
         tasks.find();
-        tasks.found(0, &[1], &[7]).unwrap();
+        tasks.found(0, &[1], &[7], &[0]).unwrap();
         let (blocks, statements) = tasks.write_large();
         assert!(!blocks.is_empty());
         assert_eq!(statements.len(), 2);
