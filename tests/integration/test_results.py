@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from fastq import App, Client, Consumer, Producer, ResultError, ResultNotKept, Task, TaskFailed, TaskInfo, TaskNotFound
+from fastq._waiting import SOON
 from fastq.errors import SettingsError
 from tests.support.consuming import errors, new_consumer, start_python, states, wait_for_states
 from tests.support.lab import Lab
@@ -515,7 +516,7 @@ def test_many_wait_over_one_connection(
 ) -> None:
     ids = [found.id for found in producer.enqueue_many(Task("t", n) for n in range(60))]
     waiting = [Background(lambda id_=id_: client.wait(id_, 60)) for id_ in ids]  # type: ignore[misc]
-    wait_until(lambda: len(client._waits._waits) == 60)
+    wait_until(lambda: len(client._waits._waits) == 60 and all(wait.pause > SOON for wait in client._waits._waits))
     consumer = make(result_ttl=TTL)
     handle(consumer, lambda task: task.payload)
     assert client._link._db is not None
