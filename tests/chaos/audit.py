@@ -96,7 +96,7 @@ class Finding(NamedTuple):
     """One thing that must not be."""
 
     what: str
-    count: int
+    tasks: int
     examples: list[int]
 
 

@@ -109,7 +109,7 @@ def _report(account: Account, faults: dict[str, int], took: float, drained: floa
         ("runs that failed as ordered", f"{account.failures:,}", True),
         ("runs lost by a fault, and run again", f"{account.reruns:,}", account.reruns > 0),
         *((f"fault: {kind}", str(count), count > 0) for kind, count in faults.items()),
-        *((f"WRONG: {what}", f"{count}, such as {examples}", False) for what, count, examples in account.findings),
+        *((f"WRONG: {what}", f"{tasks}, such as {examples}", False) for what, tasks, examples in account.findings),
     ]
     width = max(len(row[0]) for row in rows)
     print()

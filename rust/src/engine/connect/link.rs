@@ -107,7 +107,7 @@ impl Link {
     /// Makes ready for the named statement, so that running it is one message: what is sent together then stays together.
     pub async fn prepare(&self, name: &'static str) -> Result<()> {
         if self.pooled.is_some() {
-            self.types_of(name).await.map(drop)
+            Box::pin(self.types_of(name)).await.map(drop)
         } else {
             self.statement(name, self.target.statements.text(name)).await.map(drop)
         }
@@ -161,13 +161,13 @@ impl Link {
         if pooled.is_open() {
             return self.within(work).await;
         }
-        let begin = pooled.begin();
-        let (begun, done, ended) = tokio::join!(
-            self.within(self.client.batch_execute(&begin)),
+        let opening = pooled.begin();
+        let (opened, done, ended) = tokio::join!(
+            self.within(self.client.batch_execute(&opening)),
             self.within(work),
             self.within(self.client.batch_execute("COMMIT"))
         );
-        pooler::begun(begun)?;
+        pooler::begun(opened)?;
         let done = done?;
         ended?;
         Ok(done)
@@ -181,9 +181,13 @@ impl Link {
             self.count();
             return self.within(self.client.query(&statement, params)).await;
         };
-        let typed = with_types(params, &self.types_of(name).await?);
-        self.count();
-        self.send(pooled, self.client.query_typed(text, &typed)).await
+        // Boxed, so that the way without a pooler has no future of this size to carry.
+        let pooled = async {
+            let typed = with_types(params, &self.types_of(name).await?);
+            self.count();
+            self.send(pooled, self.client.query_typed(text, &typed)).await
+        };
+        Box::pin(pooled).await
     }
 
     /// Runs a named statement that answers at most one row.
@@ -199,16 +203,19 @@ impl Link {
             self.count();
             return self.within(self.client.execute(&statement, params)).await;
         };
-        let typed = with_types(params, &self.types_of(name).await?);
-        self.count();
-        self.send(pooled, self.client.execute_typed(text, &typed)).await
+        let pooled = async {
+            let typed = with_types(params, &self.types_of(name).await?);
+            self.count();
+            self.send(pooled, self.client.execute_typed(text, &typed)).await
+        };
+        Box::pin(pooled).await
     }
 
     /// Runs a named statement of one leaf, which has no parameters.
     pub async fn execute_leaf(&self, name: &'static str, leaf: i16) -> Result<()> {
         let text = self.target.statements.leaf_text(name, leaf);
         if let Some(pooled) = &self.pooled {
-            return self.send(pooled, self.client.batch_execute(&text)).await;
+            return Box::pin(self.send(pooled, self.client.batch_execute(&text))).await;
         }
         let statement = self.statement(&format!("{name}/{leaf}"), &text).await?;
         self.within(self.client.execute(&statement, &[])).await.map(drop)
@@ -228,7 +235,7 @@ impl Link {
         let statement = if self.pooled.is_some() {
             // There is no COPY without a name here. Within the transaction the session is ours; dropped, the statement is closed behind
             // the COPY and before the commit.
-            self.within(self.client.prepare(&text)).await?
+            Box::pin(self.within(self.client.prepare(&text))).await?
         } else {
             self.statement(&format!("{name}/{leaf}"), &text).await?
         };
@@ -240,7 +247,7 @@ impl Link {
         self.count();
         let Some(pooled) = &self.pooled else { return self.within(self.client.batch_execute(text)).await };
         let text = pooled.note(text);
-        pooler::begun(self.within(self.client.batch_execute(&text)).await)
+        pooler::begun(Box::pin(self.within(self.client.batch_execute(&text))).await)
     }
 
     /// Whether the connection is known to be gone.

@@ -36,6 +36,9 @@ use hosts::Host;
 use options::Options;
 use tls::Mode;
 
+/// The types of statements' parameters, by the statement's name.
+type Types = HashMap<&'static str, Arc<[Type]>>;
+
 /// Where to connect, and how long anything may take.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -50,7 +53,7 @@ pub struct Target {
     /// Statements sent on its connections; given the same one, several targets count together.
     pub sent: Arc<AtomicU64>,
     /// Types of the statements' parameters, as far as connections through a pooler asked for them.
-    types: Arc<Mutex<HashMap<&'static str, Arc<[Type]>>>>,
+    types: Arc<Mutex<Types>>,
 }
 
 impl Target {
