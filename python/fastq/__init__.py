@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fastq.consumer import Consumer
     from fastq.context import current_task
     from fastq.control import SkipRetry, Snooze, SnoozeWithError, TaskCancelled
+    from fastq.lifespan import Depends
     from fastq.middleware import Middleware
     from fastq.migrations import migrate
     from fastq.outcome import ErrorHook
@@ -51,6 +52,7 @@ _LAZY = {
     "Client": "fastq.client",
     "ConstantBackoff": "fastq.retry",
     "Consumer": "fastq.consumer",
+    "Depends": "fastq.lifespan",
     "ErrorHook": "fastq.outcome",
     "ExponentialBackoff": "fastq.retry",
     "FailedAttempt": "fastq.client",
@@ -79,6 +81,7 @@ __all__ = [
     "Consumer",
     "ConsumerError",
     "DatabaseError",
+    "Depends",
     "DuplicateTask",
     "EnqueueError",
     "Enqueued",

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Self, final
+from typing import Any, Self, TypeAlias, TypeVar, final
 
 from fastq.settings import ConsumerSettings, ProducerSettings
 from fastq.task import Task
+
+_M = TypeVar("_M")
+_Class: TypeAlias = type[_M]
 
 __all__ = [
     "Engine",
@@ -75,6 +78,12 @@ class TaskInfo:
     @property
     def payload(self) -> Any:
         """What was enqueued: decoded from JSON at the first look, or the raw ``bytes``."""
+    def payload_as(self, model: _Class[_M]) -> _M:
+        """The payload as an instance of ``model``, a dataclass, pydantic or msgspec class; decoded anew each time.
+
+        Raises SkipRetry: it does not fit, which the handler had better not catch: the task fails at once, with the reason as its error.
+        SettingsError: the class is no such model.
+        """
     @property
     def raw_payload(self) -> bytes:
         """The payload's bytes as stored."""
@@ -96,7 +105,7 @@ class TaskInfo:
         """Do nothing, or, where ``is_cancelled()``, raise TaskCancelled: let it pass, and the run ends, which is no failure."""
     @property
     def handler(self) -> int:
-        """Index of its type in ConsumerSettings.types."""
+        """Index of its handler in ConsumerSettings.types."""
 
 @final
 class Engine:

@@ -17,6 +17,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from fastq.context import CURRENT
+from fastq.errors import ConsumerError
 
 if TYPE_CHECKING:
     from fastq._engine import Engine, TaskInfo
@@ -219,6 +220,24 @@ class LoopThread:
         self._thread.join(timeout)
         if self._thread.is_alive():
             _log.warning("the event loop did not end within %g s: a coroutine does not give way", timeout)
+
+    def run(self, work: Coroutine[Any, Any, None], timeout: float | None) -> None:
+        """Run a coroutine on the loop and wait for its end; cancelled after ``timeout`` seconds (None: never).
+
+        Raises:
+            ConsumerError: it did not end in time, or the loop has ended.
+        """
+        loop = self._loop
+        if loop is None or loop.is_closed() or not self._thread.is_alive():
+            work.close()
+            raise ConsumerError("async hooks can't run: the event loop has ended")
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            future.result(timeout)
+        except TimeoutError:
+            if future.cancel():
+                raise ConsumerError(f"async hooks did not end within {timeout} s") from None
+            raise
 
     @property
     def ident(self) -> int | None:

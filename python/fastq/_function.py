@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Un
 
 from fastq._options import read_name
 from fastq.errors import SettingsError
+from fastq.lifespan import signature_of
 from fastq.task import PRIORITY, Enqueued, Task, TokenKeywords
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _read_signature(
     type: str,  # noqa: A002
 ) -> tuple[inspect.Signature, frozenset[str] | None, frozenset[str]]:
     """The signature, the names it takes (None: any), and those it needs."""
-    signature = inspect.signature(function)
+    signature = signature_of(function)
     names, required, takes_any = set(), set(), False
     for name, parameter in signature.parameters.items():
         if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL}:

@@ -8,8 +8,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from fastq import _exit
 from fastq._dispatch import Dispatcher, Handler, LoopThread
@@ -17,6 +17,7 @@ from fastq._engine import Engine, TaskInfo
 from fastq._lifetime import Bell, News, Steps, drive
 from fastq._threads import Housekeeper, emit_rest
 from fastq.errors import ConsumerError
+from fastq.lifespan import Lifespan, run_without_loop
 from fastq.outcome import FailureHandler
 from fastq.settings import ConsumerSettings
 
@@ -28,6 +29,8 @@ _LAST: Final = 1.0
 _GRACE: Final = 5.0
 #: Seconds for threads to end that have nothing more to do.
 _JOIN: Final = 1.0
+#: Seconds that async shutdown hooks may take together.
+_HOOKS: Final = 60.0
 #: Seconds for handlers when the interpreter ends without a stop.
 _EXIT_TIMEOUT: Final = 2.0
 
@@ -42,6 +45,7 @@ class Running:
         sync_handlers: one for each of settings.types, None where it is async.
         async_handlers: one for each of settings.types, None where it is sync.
         on_error: gives the verdict on what a handler raised.
+        lifespan: opened before the first task, closed after the last handler.
         own_loop: async handlers run on a loop in a thread of its own, else on the caller's.
     """
 
@@ -52,11 +56,13 @@ class Running:
         async_handlers: list[Handler | None],
         on_error: FailureHandler,
         *,
+        lifespan: Lifespan,
         own_loop: bool,
     ) -> None:
         self.engine = Engine(settings, sync_handlers, on_error)
         self.pid = os.getpid()
         self.own_loop = own_loop
+        self._lifespan = lifespan
         self.bell = Bell()
         self._starting = threading.Lock()
         self._is_up = False
@@ -67,7 +73,7 @@ class Running:
         self._housekeeper = Housekeeper(self.engine, self._on_end)
         self._dispatcher: Dispatcher | None = None
         self._loop_thread: LoopThread | None = None
-        if any(handler is not None for handler in async_handlers):
+        if lifespan.needs_loop or any(handler is not None for handler in async_handlers):
             self._dispatcher = Dispatcher(self.engine, async_handlers, on_error, reraise=not own_loop)
             if own_loop:
                 self._loop_thread = LoopThread(self._dispatcher, self._on_loop_death)
@@ -79,6 +85,7 @@ class Running:
         try:
             if self._loop_thread is not None:
                 self._loop_thread.start()
+            self._run_on_loop(self._lifespan.open(), None)
             self.engine.start()
             if self._dispatcher is not None:
                 self._dispatcher.connect()
@@ -92,6 +99,7 @@ class Running:
         if self._dispatcher is not None:
             self._dispatcher.listen()
         try:
+            await self._lifespan.open()
             await asyncio.to_thread(self._start_engine)
             if self._dispatcher is not None:
                 self._dispatcher.connect()
@@ -104,9 +112,13 @@ class Running:
                     self._put_down()
             if self._dispatcher is not None:
                 self._dispatcher.close()
+            with contextlib.suppress(ConsumerError):
+                await self._lifespan.close()
             raise
         except BaseException:
             self._undo_begin()
+            with contextlib.suppress(ConsumerError):
+                await self._lifespan.close()
             raise
 
     def _start_engine(self) -> None:
@@ -126,6 +138,9 @@ class Running:
             self.engine.abandon()
             self.engine.join(_GRACE)
         emit_rest(self.engine)
+        if self.own_loop:
+            with contextlib.suppress(ConsumerError):
+                self._run_on_loop(self._lifespan.close(), _HOOKS)
         if self._loop_thread is not None:
             self._loop_thread.stop(_GRACE)
         elif self._dispatcher is not None:
@@ -179,23 +194,40 @@ class Running:
                 return
 
     def finish(self) -> None:
-        """After the drain: take down what is left."""
+        """After the drain: take down what is left. Raises ConsumerError: a shutdown hook failed."""
         if self._dispatcher is not None and self._loop_thread is None:
             self._dispatcher.cancel_soon()
-        self._take_down()
+        ended = self._await_engine()
+        try:
+            self._run_on_loop(self._lifespan.close(), _HOOKS)
+        finally:
+            self._take_down(ended=ended)
 
     async def finish_async(self) -> None:
-        """After the drain: take down what is left."""
+        """After the drain: take down what is left. Raises ConsumerError: a shutdown hook failed."""
         if self._dispatcher is not None:
             self._dispatcher.close()
             if left := self._dispatcher.cancel():
                 # Their own clean-up may take a moment.
                 await asyncio.wait(left, timeout=_JOIN)
-        self._take_down()
+        ended = self._await_engine()
+        try:
+            await self._lifespan.close()
+        finally:
+            self._take_down(ended=ended)
 
-    def _take_down(self) -> None:
+    def _run_on_loop(self, work: Coroutine[Any, Any, None], timeout: float | None) -> None:
+        """What a lifespan does: on the loop of the async handlers, where there is one."""
+        if self._loop_thread is not None:
+            self._loop_thread.run(work, timeout)
+        else:
+            run_without_loop(work)
+
+    def _await_engine(self) -> bool:
         _exit.forget(self)
-        ended = self.engine.join(0.0 if self._died or self._gave_up else _GRACE)
+        return self.engine.join(0.0 if self._died or self._gave_up else _GRACE)
+
+    def _take_down(self, *, ended: bool) -> None:
         if self._loop_thread is not None:
             self._loop_thread.stop(_GRACE)
         if not ended:

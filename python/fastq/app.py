@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Never, ParamSpec, TypeVar, Unpack
 
 from fastq import _exit
-from fastq._engine import TaskInfo
+from fastq._fields import call_with_fields
 from fastq._function import Options, TaskFunction, TaskOptions
 from fastq._options import ConsumerOptions, read_count, read_duration, read_name, read_seconds
 from fastq.consumer import Consumer
 from fastq.errors import SettingsError
+from fastq.lifespan import Hook, Lifespan, check_callable, dependencies_of
 from fastq.middleware import Middleware, read_middleware
 from fastq.outcome import ErrorHook
 from fastq.producer import Producer
@@ -29,6 +30,7 @@ from fastq.task import MAX_ATTEMPTS, PRIORITY, Task
 P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=Middleware)
+H = TypeVar("H", bound=Callable[[], Any])
 
 _log = logging.getLogger("fastq.app")
 
@@ -89,6 +91,8 @@ class App:
         self._retry_policy = retry_policy
         self._definitions: dict[str, _Definition] = {}
         self._middleware: list[Middleware] = []
+        self._starts: list[tuple[bool, Hook]] = []
+        self._shutdowns: list[Hook] = []
         self._lock = threading.Lock()
         self._dsn: str | None = None
         self._producer: Producer | None = None
@@ -127,6 +131,10 @@ class App:
         if callable(type):
             _refuse_bare(type)
         name = read_name("type", type)
+        if name.endswith("*"):
+            raise SettingsError(
+                f"type is {name!r}, but a function's tasks are enqueued by it: it can't end in * (see Consumer.handler)"
+            )
         options = Options(read_name("queue", queue), max_attempts, priority=priority)
         Task(name, queue=queue, priority=priority, max_attempts=max_attempts)
         cap = None if workers is None else read_count("workers", workers)
@@ -159,6 +167,46 @@ class App:
         read_middleware(middleware)
         self._middleware.append(middleware)
         return middleware
+
+    def on_startup(self, hook: H) -> H:
+        """Have a function, sync or async, called when a worker starts, before its first task. A decorator.
+
+        Hooks and lifespans run in the order in which they are given. An async one runs on the event loop of the async handlers. One that
+        raises ends the start with a `ConsumerError`: ``fastq worker`` says so in one line, and its exit status is 1.
+
+        Raises:
+            SettingsError: it can't be called.
+        """
+        check_callable("a startup hook", hook)
+        self._starts.append((False, hook))
+        return hook
+
+    def on_shutdown(self, hook: H) -> H:
+        """Have a function, sync or async, called when a worker stops, once its handlers have ended. A decorator.
+
+        The one given last runs first. All of them run, whatever one of them raises; then the stop ends with a `ConsumerError`. None runs
+        in a worker that did not start.
+
+        Raises:
+            SettingsError: it can't be called.
+        """
+        check_callable("a shutdown hook", hook)
+        self._shutdowns.append(hook)
+        return hook
+
+    def lifespan(self, manager: H) -> H:
+        """Have a context manager around a worker's work: both kinds of hook in one. A decorator.
+
+        Args:
+            manager: a generator function without arguments that yields once, sync or async; or any function that gives a context
+                manager (an async one must be of an ``async`` function's making, as by ``contextlib.asynccontextmanager``).
+
+        Raises:
+            SettingsError: it can't be called.
+        """
+        check_callable("a lifespan", manager)
+        self._starts.append((True, manager))
+        return manager
 
     def use(self, *, dsn: str | None = None, schema: str | None = None) -> None:
         """Use another database or schema than the app was made with: for a command line's options, for tests.
@@ -229,12 +277,16 @@ class App:
         """
         settings.setdefault("retry_policy", self._retry_policy)
         consumer = Consumer(self.dsn, schema=self._schema, **settings)
+        functions = [definition.function for definition in self._definitions.values()]
+        factories = [factory for function in functions for factory in dependencies_of(function).values()]
+        lifespan = Lifespan(self._starts, self._shutdowns, factories)
+        consumer.live_within(lifespan)
         for one in self._middleware:
             consumer.use(one)
         for name, definition in self._definitions.items():
             consumer.add_handler(
                 name,
-                _call_with_fields(definition.function),
+                call_with_fields(definition.function, name, lifespan),
                 workers=definition.workers,
                 timeout=definition.timeout,
                 retry_policy=definition.retry_policy,
@@ -271,13 +323,6 @@ class App:
             )
         migrate(server.dsn, schema=self._schema)
         return server.dsn
-
-
-def _call_with_fields(function: Callable[..., Any]) -> Callable[[TaskInfo], Any]:
-    def handler(task: TaskInfo) -> Any:
-        return function(**task.payload)
-
-    return handler
 
 
 def _refuse_bare(function: Callable[..., object]) -> Never:

@@ -18,6 +18,7 @@ from fastq._lifetime import drive, drive_async, refuse_running_loop
 from fastq._options import ConsumerOptions, read_consumer_options, read_count, read_duration, read_name, read_seconds
 from fastq._running import Running
 from fastq.errors import ConsumerError, SettingsError
+from fastq.lifespan import Lifespan
 from fastq.middleware import Middleware, read_middleware, surround
 from fastq.outcome import TRACEBACK_LIMIT, ErrorHook, FailureHandler
 from fastq.retry import RetryFunction, RetryPolicy, read_policy
@@ -96,6 +97,7 @@ class Consumer:
         self._stop_timeout = to_seconds("stop_timeout", stop_timeout)
         self._handlers: dict[str, _Registration] = {}
         self._middleware: list[Middleware] = []
+        self._lifespan = Lifespan((), (), ())
         self._lock = threading.Lock()
         self._running: Running | None = None
         self._is_stopped = False
@@ -118,7 +120,9 @@ class Consumer:
         ``KeyboardInterrupt`` too: a task that ends the worker would end one after the other.
 
         Args:
-            type: exactly that of the tasks.
+            type: that of the tasks; ending in ``*``: of all types that begin with what stands before it, also those that are
+                enqueued for the first time later. Of several handlers, the one of the exact type runs a task, else the one with
+                the longest prefix.
             workers: how many of it run at once; None: as many as ``concurrency`` lets.
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never. A coroutine is cancelled;
                 a sync handler can't be: it sees ``task.is_cancelled()``, its thread goes on, and what comes of it is dropped.
@@ -175,8 +179,6 @@ class Consumer:
             SettingsError, ConsumerError: as ``handler``.
         """
         name = read_name("type", type)
-        if name.endswith("*"):
-            raise SettingsError(f"type is {name!r}, but must be exact: a type for a handler can't end in *")
         if not callable(function):
             raise SettingsError(f"the handler of {name!r} is {function!r}, but must be callable")
         call = getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
@@ -219,6 +221,17 @@ class Consumer:
                 raise ConsumerError(f"middleware {middleware!r} came too late: give it before the start")
             self._middleware.append(middleware)
         return middleware
+
+    def live_within(self, lifespan: Lifespan) -> None:
+        """Open ``lifespan`` at the start and close it at the end: an app's.
+
+        Raises:
+            ConsumerError: the consumer has been started.
+        """
+        with self._lock:
+            if self._running is not None or self._is_stopped:
+                raise ConsumerError("the lifespan came too late: give it before the start")
+            self._lifespan = lifespan
 
     # --- sync ----------------------------------------------------------------------------------
 
@@ -321,8 +334,14 @@ class Consumer:
             await drive_async(running.bell, running.give_up(), signals=False)
             raise
         finally:
-            await running.finish_async()
-            self._is_stopped = True
+            try:
+                await running.finish_async()
+            except ConsumerError:
+                if error is None:
+                    running.check()
+                    raise
+            finally:
+                self._is_stopped = True
         if error is None:
             running.check()
 
@@ -361,6 +380,7 @@ class Consumer:
                     for each, handler in zip(registrations, handlers, strict=True)
                 ],
                 FailureHandler(policies, self._traceback_limit, self._error_hook),
+                lifespan=self._lifespan,
                 own_loop=own_loop,
             )
             return self._running
@@ -382,6 +402,10 @@ class Consumer:
     def _close(self, running: Running) -> None:
         try:
             running.finish()
+        except ConsumerError:
+            # What ended it says more than what failed at the end.
+            running.check()
+            raise
         finally:
             self._is_stopped = True
         running.check()

@@ -34,9 +34,10 @@ def resolve_schema(schema: str | None) -> str:
 
 @dataclass(slots=True, frozen=True)
 class TypeSettings:
-    """One type that a consumer handles."""
+    """One type that a consumer handles, or many."""
 
     type: str
+    """Its name; ending in ``*``: all that begin with what stands before it."""
     is_async: bool
     workers: int | None = None
     """At most this many of its handlers run at once; None: no cap of its own."""

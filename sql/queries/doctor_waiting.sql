@@ -9,6 +9,8 @@ SELECT l.type, l.queue, sum(w.tasks)::bigint AS tasks, bool_or(w.chunks = $2::bi
                          ORDER BY run_at LIMIT $2) d WHERE d.lane = l.id) w
  WHERE NOT EXISTS (SELECT FROM fastq.consumer k
                     WHERE k.dead_at IS NULL AND NOT k.stopping AND k.beat_at > clock_timestamp() - $1 * interval '1 second'
-                      AND l.type = ANY (k.types) AND (k.queues IS NULL OR l.queue = ANY (k.queues)))
+                      AND (l.type = ANY (k.types)
+                           OR EXISTS (SELECT FROM unnest(k.types) t WHERE t LIKE '%*' AND starts_with(l.type, left(t, -1))))
+                      AND (k.queues IS NULL OR l.queue = ANY (k.queues)))
    AND w.tasks > 0
  GROUP BY l.type, l.queue ORDER BY l.type, l.queue

@@ -154,6 +154,26 @@ def test_results(document: Document, worker: Worker) -> None:
     assert worker.process.poll() is None
 
 
+# The handlers' page defines; this enqueues to what it has defined, and works until all is done.
+_WORK = """
+import time
+
+ship.enqueue(Order(1, Decimal("9.50"), datetime.now(), ["a"]), express=True)
+render.enqueue(path="/")
+with fastq.Client(app.dsn, schema=app.schema) as client, app.consumer(poll_interval=0.2):
+    deadline = time.monotonic() + 20
+    while client.counts()["completed"] < 2:
+        assert time.monotonic() < deadline, client.counts()
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("document", ["docs/handlers.md"], indirect=True)
+def test_handlers(document: Document, dsn: str, migrated: str) -> None:
+    printed = document.python("-W", "error", "-", text=document.script + _WORK)
+    assert printed.splitlines() == ["before the first task", "9.50", "after the last handler has ended"]
+
+
 # What a Django project has in its settings.
 _DJANGO = """
 import django

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_type
 
@@ -12,6 +13,11 @@ import fastq
 from fastq import App, AsyncClient, Client, Consumer, Enqueued, Producer, Task, TaskInfo, TaskRecord
 
 app = App("host=nowhere")
+
+
+@dataclass
+class Order:
+    id: int
 
 
 @app.task("email:send", queue="mail", max_attempts=5, timeout=timedelta(seconds=30))
@@ -24,6 +30,12 @@ async def report(day: int) -> str:
     return str(day)
 
 
+@app.task("order:ship")
+def ship(order: Order, *, fast: bool = False) -> None: ...
+
+
+assert_type(ship.task(Order(1)), Task)
+ship.enqueue({"id": 1})  # type: ignore[arg-type]
 assert_type(send("a"), int)
 assert_type(send.enqueue("a", subject="b", copy=True), Enqueued)
 assert_type(send.task(to="a"), Task)
@@ -39,6 +51,26 @@ send.with_options(delay=60).enqueue(1)  # type: ignore[arg-type]
 app.task("t", retries=1)  # type: ignore[call-arg]
 app.consumer(concurrency=4, poll_interval=timedelta(seconds=2))
 app.consumer(concurency=4)  # type: ignore[call-arg]
+
+
+def open_cache() -> Iterator[dict[str, str]]:
+    yield {}
+
+
+@app.task("page:render")
+def render(path: str, *, cache: dict[str, str] = fastq.Depends(open_cache)) -> None: ...
+
+
+@app.on_startup
+async def warm_up() -> int:
+    return 1
+
+
+assert_type(render.enqueue("/"), Enqueued)
+app.on_shutdown(warm_up)
+app.lifespan(open_cache)
+app.on_startup(5)  # type: ignore[type-var]
+fastq.Depends("cache")  # type: ignore[arg-type]
 
 
 async def from_async_code(producer: Producer) -> None:
@@ -77,7 +109,7 @@ def parts(producer: Producer, client: Client) -> None:
     client.edit_task(1, weight=2)  # type: ignore[call-arg]
     client.cancel_task("1")  # type: ignore[arg-type]
     client.cancel_tasks(states=["done"])  # type: ignore[list-item]
-    client.cancel_tasks(["failed"])  # type: ignore[call-arg, list-item]
+    client.cancel_tasks(state=["failed"])  # type: ignore[call-arg]
     client.count_tasks("kill", types=["t"])  # type: ignore[arg-type]
     with psycopg.connect() as connection:
         assert_type(client.retry_task_tx(connection, 1), TaskRecord)
@@ -100,7 +132,7 @@ async def async_parts(client: AsyncClient) -> None:
     assert_type(await client.cancel_tasks(states=["failed", "scheduled"], ids=range(5)), int)
     assert_type((await client.list_tasks(limit=5)).tasks, tuple[TaskRecord, ...])
     client.delete_tasks(states=["done"])  # type: ignore[list-item, unused-coroutine]
-    await client.delete_tasks(["failed"])  # type: ignore[call-arg, list-item]
+    await client.delete_tasks(state=["failed"])  # type: ignore[call-arg]
     async with await psycopg.AsyncConnection.connect() as connection, client as entered:
         assert_type(entered, AsyncClient)
         assert_type(await client.retry_task_tx(connection, 1), TaskRecord)
@@ -118,6 +150,7 @@ Consumer(hearbeat_interval=1.0)  # type: ignore[call-arg]
 def handle(task: TaskInfo) -> None:
     assert_type(task.id, int)
     assert_type(task.raw_payload, bytes)
+    assert_type(task.payload_as(Order), Order)
     task.attempt = 2  # type: ignore[misc]
 
 

@@ -121,7 +121,18 @@ fn write_value(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, end: usize, depth: u
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         write_list(tuple.iter(), out, end, depth)
     } else {
-        Err(Refusal::new(format!("{} can't be encoded as JSON", type_name(value))))
+        write_model(value, out, end, depth)
+    }
+}
+
+/// Instances of models (dataclasses and the like): Python says what they consist of.
+fn write_model(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, end: usize, depth: usize) -> Result<(), Refusal> {
+    check_depth(depth)?;
+    let module = value.py().import("fastq._models");
+    let plain = module.and_then(|m| m.getattr("to_plain")).and_then(|f| f.call1((value,)));
+    match plain {
+        Ok(plain) => write_value(&plain, out, end, depth + 1),
+        Err(e) => Err(Refusal::new(e.value(value.py()).to_string())),
     }
 }
 

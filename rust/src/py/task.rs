@@ -81,7 +81,7 @@ impl TaskInfo {
 
     #[getter]
     fn r#type(&self) -> &str {
-        &self.shared.settings.kinds[self.task.chunk.kind].name
+        &self.task.chunk.name
     }
 
     #[getter]
@@ -107,6 +107,11 @@ impl TaskInfo {
         };
         // Of two threads that looked at once, the first has decoded what both get.
         Ok(self.payload.get_or_init(|| value.unbind()).bind(py).clone())
+    }
+
+    /// The payload as an instance of a model's class.
+    fn payload_as<'py>(slf: &Bound<'py, Self>, model: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("fastq._models")?.getattr("payload_as")?.call1((slf, model))
     }
 
     #[getter]

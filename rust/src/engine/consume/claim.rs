@@ -19,7 +19,7 @@ use crate::engine::consume::books::Books;
 use crate::engine::consume::counters::Counters;
 use crate::engine::consume::moment::Moment;
 use crate::engine::consume::outcomes::Ended;
-use crate::engine::consume::sched::Wants;
+use crate::engine::consume::sched::{Kind, Wants, kind_of};
 use crate::engine::consume::task::{Chunk, Holder};
 use crate::engine::consume::trouble::Trouble;
 use crate::engine::consume::{Phase, Shared};
@@ -50,6 +50,8 @@ const MOST_UNFLUSHED_BYTES: usize = 64 << 20;
 struct Lane {
     id: i32,
     kind: usize,
+    /// Its type: the kind's, or one that begins with it.
+    name: Arc<str>,
     queue: Arc<str>,
     priority: i16,
     /// Of tracks 0 and 1: the `rid` up to which all was taken.
@@ -281,17 +283,18 @@ impl<'a> Claimer<'a> {
     async fn list_lanes(&mut self) -> Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
         let kinds = &self.shared.settings.kinds;
-        let names: Vec<&str> = kinds.iter().map(|k| k.name.as_str()).collect();
-        let rows = link.query("list_lanes", &[&names, &self.shared.settings.queues]).await?;
+        let names: Vec<&str> = kinds.iter().filter(|k| k.prefix().is_none()).map(|k| k.name.as_str()).collect();
+        let prefixes: Vec<&str> = kinds.iter().filter_map(Kind::prefix).collect();
+        let rows = link.query("list_lanes", &[&names, &self.shared.settings.queues, &prefixes]).await?;
         Counters::add(&self.shared.counters.statements, 1);
         let mut lanes = Vec::with_capacity(rows.len());
         for row in rows {
             let (id, name, queue, priority): (i32, &str, &str, i16) = (row.get(0), row.get(1), row.get(2), row.get(3));
-            let Some(kind) = kinds.iter().position(|k| k.name == name) else { continue };
+            let Some(kind) = kind_of(kinds, name) else { continue };
             let old = self.lanes.iter().find(|l| l.id == id);
             let (hints, chunks, more) = old.map_or(([0; 2], FEWEST_CHUNKS, true), |l| (l.hints, l.chunks, l.more));
-            let queue = Arc::from(queue);
-            lanes.push(Lane { id, kind, queue, priority, hints, chunks, maybe: true, more, told: false });
+            let (name, queue) = (Arc::from(name), Arc::from(queue));
+            lanes.push(Lane { id, kind, name, queue, priority, hints, chunks, maybe: true, more, told: false });
         }
         self.order.sort(&lanes);
         self.lanes = lanes;

@@ -37,7 +37,7 @@ const SCATTERED_IDS: usize = 64;
 /// One type's limits.
 #[derive(Debug, Clone)]
 pub struct Kind {
-    /// The type's name.
+    /// The type's name, or how types begin and a `*`.
     pub name: String,
     /// Whether its handler is a coroutine function.
     pub is_async: bool,
@@ -47,6 +47,22 @@ pub struct Kind {
     pub timeout: Option<Duration>,
     /// How long what its handlers return is kept.
     pub result_ttl: Option<Duration>,
+}
+
+impl Kind {
+    /// How the types begin that it is for; `None`: it is for one type.
+    pub fn prefix(&self) -> Option<&str> {
+        self.name.strip_suffix('*')
+    }
+}
+
+/// Which of them is for this type: its own, else the one with the longest prefix.
+pub fn kind_of(kinds: &[Kind], name: &str) -> Option<usize> {
+    let own = kinds.iter().position(|k| k.prefix().is_none() && k.name == name);
+    own.or_else(|| {
+        let matching = kinds.iter().enumerate().filter(|(_, k)| k.prefix().is_some_and(|p| name.starts_with(p)));
+        matching.max_by_key(|(_, k)| k.name.len()).map(|(at, _)| at)
+    })
 }
 
 #[derive(Debug)]

@@ -13,8 +13,10 @@ pub struct Chunk {
     pub epoch: u32,
     /// The claim's number.
     pub no: i64,
-    /// Index of the type in the settings.
+    /// Index of the handler in the settings.
     pub kind: usize,
+    /// The type's name.
+    pub name: Arc<str>,
     /// The queue's name.
     pub queue: Arc<str>,
     /// 0 ordinary, 1 front, 2 careful, 3 and 4 alone.
@@ -46,7 +48,22 @@ impl Chunk {
         max_attempts: i16,
     ) -> Self {
         let (ids, created_ats, formats, ends, payloads, lost) = Default::default();
-        Self { epoch, no, kind, queue, track, attempts, max_attempts, ids, created_ats, formats, ends, payloads, lost }
+        Self {
+            epoch,
+            no,
+            kind,
+            name: Arc::default(),
+            queue,
+            track,
+            attempts,
+            max_attempts,
+            ids,
+            created_ats,
+            formats,
+            ends,
+            payloads,
+            lost,
+        }
     }
 
     /// Takes the content from the claim's arrays: one copy a chunk, none a task.

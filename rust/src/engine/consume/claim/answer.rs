@@ -22,6 +22,7 @@ impl Claimer<'_> {
         let lane =
             lane.ok_or_else(|| Error::lost(format!("the claim brought lane {lane_id}, which was not asked for")))?;
         let mut chunk = Chunk::new(epoch, no, lane.kind, Arc::clone(&lane.queue), track, attempts, max_attempts);
+        chunk.name = Arc::clone(&lane.name);
         let columns: [Option<Elements<'_>>; 4] = [row.get(10), row.get(11), row.get(12), row.get(13)];
         if let [Some(ids), Some(created), Some(formats), Some(payloads)] = columns {
             chunk.fill(ids, created, formats, payloads);

@@ -441,3 +441,14 @@ fn what_the_loop_fetched_and_did_not_come_to_is_not_running_and_is_taken_away_by
     assert!(matches!(sched.begin_run(runs[1], Moment::now(), || true), Begun::Gone));
     assert_eq!(sched.running(), 1);
 }
+
+#[test]
+fn a_type_goes_to_its_own_handler_else_to_the_longest_prefix() {
+    let kinds: Vec<Kind> = ["a:*", "a:b:*", "a:b:c", "*"].into_iter().map(|name| kind(name, false, 1, None)).collect();
+    let found = |name| kind_of(&kinds, name);
+    assert_eq!(
+        [found("a:b:c"), found("a:b:cd"), found("a:x"), found("a:"), found("b")],
+        [Some(2), Some(1), Some(0), Some(0), Some(3)]
+    );
+    assert_eq!(kind_of(&kinds[..3], "a"), None);
+}
