@@ -29,13 +29,13 @@ class Found(NamedTuple):
     seconds: float
 
 
-def search(scene: Scene, without: str | None = None, *, exact_charges: bool = False) -> Found:
+def search(scene: Scene, without: str | None = None) -> Found:
     """All states of a scene, breadth first, until one breaks a property: the trace into it is a shortest one.
 
     At the end, if nothing else was found: the states from which no way leads to where all tasks have ended.
     """
     began = time.perf_counter()
-    model = Model(scene, without, exact_charges=exact_charges)
+    model = Model(scene, without)
     first = canonical(model.normal(model.first()))
     numbers = {first: 0}
     states = [first]
@@ -122,7 +122,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Search every interleaving of the protocol in a small scene.")
     parser.add_argument("--without", choices=GUARDS, help="take this guard out")
     parser.add_argument("--wide", action="store_true", help="search the large scenes, too: minutes")
-    parser.add_argument("--exact-charges", action="store_true", help="ask for more than holds, see README.md")
     parser.add_argument("--list", action="store_true", help="list the guards")
     chosen = parser.parse_args()
     if chosen.list:
@@ -131,7 +130,7 @@ def main() -> int:
         return 0
     status = 0
     for scene in SCENES + (WIDE if chosen.wide else ()):
-        found = search(scene, chosen.without, exact_charges=chosen.exact_charges)
+        found = search(scene, chosen.without)
         verdict = found.violation or "all properties hold"
         print(
             f"{scene.name}: {found.states:,} states, {found.steps:,} steps, {found.seconds:.1f} s: {verdict}",

@@ -19,6 +19,7 @@ GUARDS: Final = {
     "name": "what a claim brings in a name that was given up is not started (Books::is_current)",
     "under-way": "a claim whose answer is under way is not taken for a lost one (Reckoning::orphans)",
     "search": "the heartbeat finds claims whose answers were lost, and gives them back (Control::take_back)",
+    "named": "a heartbeat names what runs under the claims that it knows, and no later one (consumer.last_no)",
     "numbers": "claim numbers are never used twice (Books::last_no)",
     "term": "only the leader declares dead, rescues and promotes (holder and term)",
 }
@@ -48,6 +49,8 @@ class Claim(NamedTuple):
     ids: int
     started: int
     """Which of them were started under it: known to nobody, for the properties alone."""
+    named: int = 0
+    """Which of them the last heartbeat named as running: none, of a claim that it did not know (``no`` above ``consumer.last_no``)."""
 
 
 class Member(NamedTuple):
@@ -182,10 +185,9 @@ def _text(ids: int) -> str:
 class Model:
     """The steps of one scene, with one guard taken out or none."""
 
-    def __init__(self, scene: Scene, without: str | None = None, *, exact_charges: bool = False) -> None:
+    def __init__(self, scene: Scene, without: str | None = None) -> None:
         self.scene = scene
         self.without = without
-        self.exact_charges = exact_charges
 
     def normal(self, s: State) -> State:
         """Without heartbeats' answers that tell nothing, whenever they come."""
@@ -327,7 +329,11 @@ class Model:
                 lost = {c.no for c in s.claims if (c.worker, c.name) == (w, worker.name)} - known
                 members = _replaced(s.members, n, member._replace(silent=False, running=_running(worker)))
                 call = Call("beat_consumer", w, worker.name, 0, phase=ANSWERED, known=tuple(sorted(lost)))
-                return f"{label}: it lives", _with(s._replace(members=members), call)
+                claims = tuple(
+                    c._replace(named=c.ids & _running(worker)) if (c.worker, c.name) == (w, worker.name) else c
+                    for c in s.claims
+                )
+                return f"{label}: it lives", _with(s._replace(members=members, claims=claims), call)
         return f"{label}: it is dead", _with(s, Call("beat_consumer", w, worker.name, 0, phase=ANSWERED, dead=True))
 
     def _start(self, s: State, w: int, worker: Worker, hold: Hold) -> State:
@@ -478,8 +484,8 @@ class Model:
         tasks = list(s.tasks)
         for task in _tasks(claim.ids):
             found, bit = tasks[task], 1 << task
-            charge = 1 if ran & bit else 0
-            if self.exact_charges and charge and not claim.started & bit:
+            charge = 1 if (claim.named if self.has("named") else ran) & bit else 0
+            if charge and not claim.started & bit:
                 raise Violation(f"task {task + 1} is charged for a run that never started")
             attempts = found.attempts + charge
             if attempts >= self.scene.max_attempts:

@@ -4,3 +4,6 @@ DROP TABLE fastq.result;
 
 -- And how long a token is held: all are held while their task is kept again.
 ALTER TABLE fastq.token DROP COLUMN expires_at, DROP COLUMN until_end;
+
+-- Beats name ids alone again.
+ALTER TABLE fastq.consumer DROP COLUMN last_no;

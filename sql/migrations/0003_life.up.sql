@@ -3,6 +3,10 @@
 
 -- A task that is deleted frees its token. Only tasks with tokens pay.
 CREATE INDEX token_id ON fastq.token (id);
+
+-- Up to which of its claims the last beat says what runs: a later one may hold a task that ran before. NULL: an older version's.
+ALTER TABLE fastq.consumer ADD COLUMN last_no bigint;
+
 -- Each queue keeps each kind of end for its own time.
 CREATE INDEX dead_lane_ended_at ON fastq.dead (lane, state, ended_at);
 

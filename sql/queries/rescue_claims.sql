@@ -1,13 +1,13 @@
 -- Put the tasks of dead or unknown consumers back at the front of their lanes, $3 claims at a time; only the leader ($1, term $2).
 -- $4: these tasks alone, or NULL: all but those in $5.
--- Charged: the ids that the last beat named as running; on tracks 3 and 4 (claimed to run at once and alone) all of them.
+-- Charged: the ids that the last beat named as running, under a claim that it knew; on tracks 3 and 4 (claimed to run at once and alone) all of them.
 -- Each loss makes the next run more careful (track 2, then 3; 3 at once where one attempt is left), unless the consumer had been told to
 -- stop. A task that was lost on track 2 and not named may have run or not: it is not charged, and runs alone with that debt (track 4);
 -- lost again there, it pays both, since nothing else was to blame. Out of attempts is failed.
 -- Pieces of at most 500 tasks, like any chunk: a longer one would keep others from what its claimer leaves.
 WITH lost AS MATERIALIZED (
     SELECT c.consumer, c.no, c.lane, c.track, c.leaf, c.attempts, c.max_attempts, c.task_bytes, c.ids - w.ids AS rest, w.ids,
-           coalesce(k.stopping, false) AS stopping, k.host, k.pid, w.ids * coalesce(k.running, '{}') AS ran
+           coalesce(k.stopping, false) AS stopping, k.host, k.pid, CASE WHEN c.no <= coalesce(k.last_no, c.no) THEN w.ids * coalesce(k.running, '{}') ELSE '{}' END AS ran
       FROM fastq.claim c LEFT JOIN fastq.consumer k ON k.id = c.consumer,
            LATERAL (SELECT CASE WHEN $4::int8multirange IS NULL THEN c.ids - $5::int8multirange ELSE c.ids * $4 END AS ids) w
      WHERE (k.id IS NULL OR k.dead_at IS NOT NULL) AND NOT isempty(w.ids)

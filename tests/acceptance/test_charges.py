@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.acceptance.stage import Stage
 
 
-@pytest.mark.xfail(reason="a heartbeat names ids, not claims: found by docs/model", strict=True)
 def test_a_run_that_ended_is_not_charged_to_the_next_one_that_never_began(stage: Stage) -> None:
     """Named by a heartbeat, it failed, was retried at once, claimed again by the same worker, and lost before it started."""
     case = stage.case("running")

@@ -277,8 +277,8 @@ def test_a_worker_that_leaves_in_order_is_gone_at_once_or_left_to_the_rescuer(st
     ids = enqueue(store, 2)
     idle, busy = Worker(store, 1), Worker(store, 2)
     busy.claim(2)
-    store.run("unregister_consumer", idle.id, "{}")
-    store.run("unregister_consumer", busy.id, f"{{[{ids[0]},{ids[1]})}}")
+    store.run("unregister_consumer", idle.id, "{}", 0)
+    store.run("unregister_consumer", busy.id, f"{{[{ids[0]},{ids[1]})}}", busy.no)
     assert store.sql("SELECT id, stopping FROM fastq.consumer WHERE dead_at IS NOT NULL") == [(2, True)]
     leader.rescue()
     # What ran is charged, but nothing becomes more careful: the worker had been told to stop.

@@ -170,7 +170,7 @@ class Worker:
 
     def beat(self, running: Iterable[int] = (), *, stopping: bool = False, refused: int = 0) -> tuple[bool, list[int]]:
         """Alive, and the claims that it holds."""
-        alive, held = self.session.one("beat_consumer", self.id, multirange(running), stopping, refused)
+        alive, held = self.session.one("beat_consumer", self.id, multirange(running), stopping, refused, self.no)
         return alive, held
 
 

@@ -235,6 +235,13 @@ GUARDS: Final = (
         _RESCUE + "test_rule_3_a_beating_worker_keeps_its_claim_however_old_it_is",
     ),
     _sql(
+        "rescue: a beat names what runs under claims that it knew",
+        "rescue_claims",
+        "c.no <= coalesce(k.last_no, c.no)",
+        "c.no IS NOT NULL",
+        "tests/acceptance/test_charges.py::test_a_run_that_ended_is_not_charged_to_the_next_one_that_never_began",
+    ),
+    _sql(
         "death: a beat does not end it",
         "beat_consumer",
         " AND dead_at IS NULL",

@@ -222,15 +222,15 @@ impl<'a> Control<'a> {
             return self.register_anew().await;
         }
         let Some(link) = &self.link else { return Ok(()) };
-        let (me, epoch, known) = {
+        let (me, epoch, known, last_no) = {
             let books = self.books.borrow();
-            (books.me(), books.epoch(), books.reckon())
+            (books.me(), books.epoch(), books.reckon(), books.last_no)
         };
         let running = self.running(epoch);
         let stopping = self.shared.phase() >= Phase::Stopping;
         let refused = i64::try_from(Counters::get(&self.shared.counters.refused)).unwrap_or(i64::MAX);
         let sent = Moment::now();
-        let row = link.query_opt("beat_consumer", &[&me, &running, &stopping, &refused]).await?;
+        let row = link.query_opt("beat_consumer", &[&me, &running, &stopping, &refused, &last_no]).await?;
         Counters::add(&self.shared.counters.statements, 1);
         let Some(row) = row else { return Ok(()) };
         let (alive, held): (bool, Vec<i64>) = (row.get(0), row.get(1));
@@ -319,7 +319,10 @@ impl<'a> Control<'a> {
 
     /// Signs off: the row goes, or, where handlers were abandoned, their claims are left to a rescuer at once.
     async fn sign_off(&mut self) {
-        let (me, epoch) = (self.books.borrow().me(), self.books.borrow().epoch());
+        let (me, epoch, last_no) = {
+            let books = self.books.borrow();
+            (books.me(), books.epoch(), books.last_no)
+        };
         let running = self.running(epoch);
         if self.link.is_none() {
             self.link = self.target.connect(false).await.ok();
@@ -328,7 +331,7 @@ impl<'a> Control<'a> {
             self.shared.log(Level::Warning, "control", NOT_SIGNED_OFF);
             return;
         };
-        if let Err(e) = link.execute("unregister_consumer", &[&me, &running]).await {
+        if let Err(e) = link.execute("unregister_consumer", &[&me, &running, &last_no]).await {
             self.shared.log(Level::Warning, "control", format!("could not sign off: {e}"));
         }
         self.upkeep.resign(link).await;
