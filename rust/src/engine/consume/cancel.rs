@@ -33,14 +33,16 @@ pub struct Cancels {
     trouble: Trouble,
 }
 
-impl Cancels {
+impl Default for Cancels {
     /// Nothing is known.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let now = Instant::now();
         let trouble = Trouble::new("control");
         Self { named: BTreeSet::new(), due_at: now, scan_at: now, ask_at: now, trouble }
     }
+}
 
+impl Cancels {
     /// Takes in a word of a notification, `consumer:claim`; others mean something else.
     pub fn hear(&mut self, word: &str, me: i64) -> bool {
         let Some((consumer, no)) = word.split_once(':') else { return false };
@@ -89,7 +91,7 @@ impl Cancels {
         self.trouble.end(shared, "can tell again which running tasks were cancelled");
         let mut held: HashMap<i64, IdSet> = nos.into_iter().map(|no| (no, IdSet::default())).collect();
         held.extend(rows.iter().map(|row| (row.get(0), row.get(1))));
-        self.tell(shared, books, epoch, &held);
+        Self::tell(shared, books, epoch, &held);
         Ok(())
     }
 
@@ -104,7 +106,7 @@ impl Cancels {
         here
     }
 
-    fn tell(&self, shared: &Shared, books: &RefCell<Books>, epoch: u32, held: &HashMap<i64, IdSet>) {
+    fn tell(shared: &Shared, books: &RefCell<Books>, epoch: u32, held: &HashMap<i64, IdSet>) {
         let lost = shared.sched.lock().lose(epoch, held);
         let (running, unstarted) = (lost.running.len(), lost.unstarted.len());
         if running + unstarted == 0 {

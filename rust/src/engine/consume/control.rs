@@ -83,7 +83,7 @@ impl<'a> Control<'a> {
             upkeep_backoff: Backoff::default(),
             upkeep_trouble: Trouble::new("control"),
             lost_claims_trouble: Trouble::new("control"),
-            cancels: Cancels::new(),
+            cancels: Cancels::default(),
             has_told_of_pooler: false,
             beat_at: now + shared.settings.heartbeat_interval,
             tick_at: now,

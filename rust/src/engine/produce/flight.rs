@@ -288,12 +288,7 @@ impl<'a> Plan<'a> {
         Stats::add(&shared.stats.commits, 1);
         if turn.is_some() {
             Stats::add(&shared.stats.statements, 2);
-            for name in ["enqueue_tasks", "flush_log"] {
-                link.prepare(name).await?;
-            }
-            let (sent, flushed) = tokio::join!(link.execute("enqueue_tasks", &enqueue), link.execute("flush_log", &[]));
-            sent?;
-            return flushed.map(|_| Sent::Done).map_err(unflushed);
+            return write_and_flush(link, &enqueue).await;
         }
         if is_alone {
             // One statement is a transaction by itself.
@@ -426,6 +421,16 @@ pub(super) async fn rolled_back<T>(link: &Link, result: Result<T>) -> Result<T> 
         link.batch("ROLLBACK").await?;
     }
     result
+}
+
+/// Enqueues, and waits for the disk in a statement of its own.
+async fn write_and_flush(link: &Link, enqueue: &[Param<'_>]) -> Result<Sent> {
+    for name in ["enqueue_tasks", "flush_log"] {
+        link.prepare(name).await?;
+    }
+    let (sent, flushed) = tokio::join!(link.execute("enqueue_tasks", enqueue), link.execute("flush_log", &[]));
+    sent?;
+    flushed.map(|_| Sent::Done).map_err(unflushed)
 }
 
 /// The tasks are in, and nobody knows whether for good: as after a lost answer, that must be found out.

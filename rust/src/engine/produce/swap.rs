@@ -30,7 +30,10 @@ impl<'a> From<&'a NewTask> for Content<'a> {
 
 /// What becomes of the holders' tasks, by id: the last that brings something wins.
 #[derive(Debug, Default)]
-pub(super) struct Swaps<'a>(BTreeMap<i64, (Option<(i8, &'a [u8])>, Option<When>)>);
+pub(super) struct Swaps<'a>(BTreeMap<i64, Swap<'a>>);
+
+/// Format and payload, and the time, where they change.
+type Swap<'a> = (Option<(i8, &'a [u8])>, Option<When>);
 
 impl<'a> Swaps<'a> {
     /// A task brings what it has to the holder. In input order.

@@ -482,7 +482,7 @@ impl Columns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::produce::task::Format;
+    use crate::engine::produce::task::{Format, TokenRule};
 
     fn tasks(what: &[(&str, Option<When>, Option<&str>)]) -> TxTasks {
         let mut batch = Batch::default();
@@ -494,7 +494,7 @@ mod tests {
             let lane = lanes.iter().find(|lane| lane.kind == *kind).unwrap();
             let at = batch.group(lane, 3, when.is_some());
             batch
-                .push(at, *when, *token, Format::Json, |out| {
+                .push(at, *when, token.map(|t| (t, TokenRule::default())), Format::Json, |out| {
                     out.extend_from_slice(b"{}");
                     Ok::<(), ()>(())
                 })

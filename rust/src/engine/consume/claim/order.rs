@@ -77,7 +77,7 @@ impl Order {
         let mut is_aged = false;
         if has_levels && self.ageing > 0 && !sweep {
             self.claims += 1;
-            is_aged = self.claims % self.ageing == 0;
+            is_aged = self.claims.is_multiple_of(self.ageing);
             self.aged += usize::from(is_aged);
         }
         Plan { sweep, lead: has_levels && due, is_aged }
@@ -125,22 +125,22 @@ impl Claimer<'_> {
     /// The lanes of one queue in order; `is_held` where some are left out for what waits above them.
     fn pick(&self, levels: &Levels, wants: &Wants, plan: Plan, is_held: &mut bool) -> Vec<Pick> {
         let wanted = |at: usize| wants.types.iter().any(|w| w.kind == self.lanes[at].kind);
-        let waits = |at: usize| wanted(at) && (plan.sweep || self.lanes[at].maybe);
+        let is_waiting = |at: usize| wanted(at) && (plan.sweep || self.lanes[at].maybe);
         if plan.is_aged && levels.len() > 1 {
             let lower = levels.len() - 1;
             let in_turn = (0..lower).map(|step| &levels[1 + (self.order.aged + step) % lower]);
-            if let Some(level) = in_turn.into_iter().find(|level| level.iter().any(|&at| waits(at))) {
-                let own = self.in_turn(level).filter(|&at| waits(at));
+            if let Some(level) = in_turn.into_iter().find(|level| level.iter().any(|&at| is_waiting(at))) {
+                let own = self.in_turn(level).filter(|&at| is_waiting(at));
                 return own.map(|at| Pick { at, is_guard: false, is_above: false }).collect();
             }
         }
         let mut picks = Vec::new();
         for (depth, level) in levels.iter().enumerate() {
             let is_above = depth + 1 < levels.len();
-            let own = self.in_turn(level).filter(|&at| waits(at) || (is_above && wanted(at)));
-            picks.extend(own.map(|at| Pick { at, is_guard: !waits(at), is_above }));
+            let own = self.in_turn(level).filter(|&at| is_waiting(at) || (is_above && wanted(at)));
+            picks.extend(own.map(|at| Pick { at, is_guard: !is_waiting(at), is_above }));
             if is_above && level.iter().any(|&at| self.lanes[at].more && (wanted(at) || self.is_uncapped(at))) {
-                *is_held |= levels[depth + 1..].iter().flatten().any(|&at| waits(at));
+                *is_held |= levels[depth + 1..].iter().flatten().any(|&at| is_waiting(at));
                 break;
             }
         }

@@ -91,7 +91,7 @@ mod tests {
     const HALF: Duration = Duration::from_millis(500);
 
     fn sched(is_async: bool, concurrency: usize, timeout: Option<Duration>) -> Sched {
-        let kind = Kind { name: "t".into(), is_async, workers: concurrency, timeout };
+        let kind = Kind { name: "t".into(), is_async, workers: concurrency, timeout, result_ttl: None };
         Sched::new(vec![kind], concurrency, 1_000, 1 << 20)
     }
 
@@ -121,7 +121,7 @@ mod tests {
         let claims = |sched: &Sched, now| sched.long_claims(0, now, HALF, SECOND).into_iter().collect::<Vec<_>>();
         assert_eq!(sched.take(&first, None, true), Take::Batch(0));
         assert!(matches!(first.begin(start, || true), Next::Run(_)));
-        assert_eq!(claims(&sched, start + HALF), []);
+        assert_eq!(claims(&sched, start + HALF), [0; 0]);
         assert_eq!(claims(&sched, start + SECOND), [1]);
         // Asked at all, and with it those that would be too old at the next time.
         assert_eq!(sched.take(&second, None, true), Take::Batch(0));
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(claims(&sched, start + SECOND), [1, 2]);
         assert_eq!(sched.long_claims(1, start + SECOND, HALF, SECOND).len(), 0, "of another registration");
         first.finish(start + SECOND, Outcome::Completed);
-        assert_eq!(claims(&sched, start + SECOND), []);
+        assert_eq!(claims(&sched, start + SECOND), [0; 0]);
     }
 
     #[test]
