@@ -76,15 +76,22 @@ def find_load(annotation: Any) -> Load | None:
     """How to make what an annotation says; None: there is no model in it, and the value stays as it is.
 
     Raises:
-        SettingsError: a dataclass has a field that JSON has nothing for.
+        SettingsError: there is something in it that JSON has nothing for.
     """
     kinds = list(_classes_in(annotation))
-    if any(_is_pydantic(kind) for kind in kinds):
-        return _by_pydantic(annotation)
-    if any(_is_msgspec(kind) for kind in kinds):
-        return _by_msgspec(annotation)
-    if any(dataclasses.is_dataclass(kind) for kind in kinds):
-        return read_type(annotation, _find_foreign)
+    try:
+        if any(_is_pydantic(kind) for kind in kinds):
+            return _by_pydantic(annotation)
+        if any(_is_msgspec(kind) for kind in kinds):
+            return _by_msgspec(annotation)
+        if any(dataclasses.is_dataclass(kind) for kind in kinds):
+            return read_type(annotation, _find_foreign)
+    except SettingsError:
+        raise
+    except Exception as error:
+        # Each has an error of its own for what it does not know.
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(f"{_name(annotation)} can't be made of what JSON holds: {reason}") from error
     return None
 
 

@@ -109,7 +109,7 @@ def test_a_payload_that_the_function_does_not_take_is_a_failure(app: App, db: ps
         wait_for_states(db, {"failed": 2})
     kept = [error for _, error, _ in errors(db)]
     assert "unexpected keyword argument 'cc'" in kept[0]
-    assert "mapping, not list" in kept[1]
+    assert "the payload is list, but the function takes fields: (to: " in kept[1]
 
 
 def test_the_consumer_takes_settings(app: App, db: psycopg.Connection) -> None:

@@ -28,7 +28,8 @@ class Document:
 
     def __init__(self, path: Path, folder: Path, dsn: str, schema: str) -> None:
         self.folder = folder
-        self.env = {**os.environ, "FASTQ_DSN": dsn, "FASTQ_SCHEMA": schema, "PYTHONPATH": str(folder)}
+        self.env = {**os.environ, "FASTQ_DSN": dsn, "FASTQ_SCHEMA": schema}
+        self.env["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         blocks = _BLOCK.findall(path.read_text(encoding="utf-8"))
         self.shell = [text for language, text in blocks if language == "sh"]
         self.script = ""

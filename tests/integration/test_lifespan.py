@@ -70,9 +70,10 @@ class Pool:
 
 def resources(made: list[Pool]) -> tuple[Any, Any]:
     def pool() -> Iterator[Pool]:
-        made.append(Pool())
-        yield made[-1]
-        made[-1].is_open = False
+        found = Pool()
+        made.append(found)
+        yield found
+        found.is_open = False
 
     async def apool() -> AsyncIterator[Pool]:
         found = Pool()

@@ -33,6 +33,10 @@ class Colour(enum.Enum):
     BLUE = 2
 
 
+class Paint(enum.Enum):
+    RED = "red"
+
+
 @dataclass
 class Item:
     name: str
@@ -200,7 +204,7 @@ def test_what_does_not_fit_is_said_without_the_value(change: dict[str, Any], rea
 
 def test_an_unknown_enum_value_of_msgspec_is_not_quoted() -> None:
     class Painted(msgspec.Struct):
-        colour: Colour
+        colour: Paint
 
     with pytest.raises(SkipRetry, match=r"does not fit Painted: Invalid enum value - at `\$\.colour`$"):
         load_or_skip(_load(Painted), {"colour": "secret"}, "the payload", Painted)
@@ -234,6 +238,21 @@ def test_what_json_has_nothing_for_is_refused_where_it_is_asked_for() -> None:
 
     with pytest.raises(SettingsError, match=r"field data of Odd: .*memoryview.* can't be made of what JSON holds"):
         find_load(Odd)
+
+    @dataclass
+    class Unknown:
+        what: NotThere  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(SettingsError, match="Unknown can't be made of what JSON holds: name 'NotThere' is not defined"):
+        find_load(Unknown)
+
+    class Mixed(msgspec.Struct):
+        colour: Colour
+
+    with pytest.raises(SettingsError, match="Mixed can't be made of what JSON holds: Enums must contain"):
+        find_load(Mixed)
+    with pytest.raises(SettingsError, match="can't be made of what JSON holds"):
+        find_load(dict[Bill, memoryview])
 
 
 @pytest.mark.parametrize(
