@@ -175,12 +175,13 @@ class Faults:
                     ids = [one.id for one in producer.enqueue_many_tx(user, tasks)]
                     user.execute("INSERT INTO chaos.ledger SELECT unnest(%s::bigint[])", [ids])
                     self._over.wait(seconds)
+                    # Also one that a restart of the server ended meanwhile, which the next line finds out.
+                    self._note("long transaction", began)
                     if is_kept:
                         user.commit()
                     else:
                         user.rollback()
                 self._stage.producers.note("ack" if is_kept else "never", ids)
-                self._note("long transaction", began)
 
         self._last(write)
 
