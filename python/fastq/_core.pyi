@@ -156,8 +156,8 @@ class Engine:
     def stats(self) -> Mapping[str, float]:
         """Counters since the start.
 
-        Of tasks: claimed, started, completed, retried, failed, snoozed, given_back, refused, timed_out, cancelled. Of work: claims,
-        flushes, statements, beats, reconnects.
+        Of tasks: claimed, started, completed, retried, failed, snoozed, expired, given_back, refused, timed_out, cancelled. Of work:
+        claims, flushes, statements, beats, reconnects.
         """
     @property
     def failure(self) -> str | None:

@@ -40,6 +40,7 @@ class TaskOptions(TokenKeywords, total=False):
     max_attempts: int
     delay: float | timedelta | None
     run_at: datetime | None
+    expires_at: datetime | None
     idempotency_token: str | None
 
 
@@ -53,6 +54,7 @@ class Options:
     run_at: datetime | None = None
     idempotency_token: str | None = None
     priority: int = PRIORITY
+    expires_at: datetime | None = None
     token: Mapping[str, Any] = field(default_factory=dict)
     """How the token is meant: `TokenKeywords`."""
 
@@ -125,6 +127,7 @@ class TaskFunction(Generic[P, R]):
             delay=options.delay,
             run_at=options.run_at,
             max_attempts=options.max_attempts,
+            expires_at=options.expires_at,
             idempotency_token=options.idempotency_token,
             **options.token,
         )
@@ -133,8 +136,8 @@ class TaskFunction(Generic[P, R]):
         """The same with other options for its tasks; this one stays as it is.
 
         Args:
-            **options: ``delay``, ``run_at``, ``queue``, ``priority``, ``max_attempts``, ``idempotency_token`` and the token's options, each
-                as `Task` takes it.
+            **options: ``delay``, ``run_at``, ``queue``, ``priority``, ``max_attempts``, ``expires_at``, ``idempotency_token`` and the
+                token's options, each as `Task` takes it.
 
         Raises:
             SettingsError: a value out of range.

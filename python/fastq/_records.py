@@ -63,6 +63,8 @@ class TaskRecord:
     """When a scheduled or retrying task is due."""
     ended_at: datetime | None
     """When it was completed, failed, cancelled or expired."""
+    expires_at: datetime | None = None
+    """If it has not been started by then, it expires; None: it never does."""
     errors: tuple[FailedAttempt, ...] | None = None
     """Its failed attempts, the first one first; None in a list: ``get_task`` brings them."""
 
@@ -148,9 +150,23 @@ def places_of(states: Sequence[State | Kind] | None) -> Places:
 
 def to_record(row: tuple[Any, ...], *, with_errors: bool) -> TaskRecord:
     """A row of ``find_task`` (with its failed attempts) or of a list."""
-    id_, type_, queue, priority, format_, payload, state, kind, attempts, most, created_at, run_at, ended_at, *more = (
-        row
-    )
+    (
+        id_,
+        type_,
+        queue,
+        priority,
+        format_,
+        payload,
+        state,
+        kind,
+        attempts,
+        most,
+        created_at,
+        run_at,
+        ended_at,
+        expires_at,
+        *more,
+    ) = row
     errors = tuple(
         FailedAttempt(attempt, failed_at.astimezone(UTC), None if took is None else took / 1e6, error, traceback)
         for attempt, failed_at, took, error, traceback in zip(*more, strict=True)
@@ -168,6 +184,7 @@ def to_record(row: tuple[Any, ...], *, with_errors: bool) -> TaskRecord:
         created_at=created_at.astimezone(UTC),
         run_at=run_at and run_at.astimezone(UTC),
         ended_at=ended_at and ended_at.astimezone(UTC),
+        expires_at=expires_at and expires_at.astimezone(UTC),
         errors=errors if with_errors else None,
     )
 

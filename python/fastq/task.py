@@ -112,18 +112,21 @@ class Task:
         delay: seconds, or a timedelta, until it may start, counted by the database's clock from its enqueue.
         run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now.
         max_attempts: runs in all, 1 to 32,767, before it fails for good.
+        expires_at: no run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired. None: never.
         idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
         **token: how the token is meant, where it is otherwise: ``token_scope``, ``token_until``, ``token_ttl``, ``on_conflict``, see
             `TokenKeywords` and docs/tokens.md.
 
     Raises:
-        SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at``, a ``priority`` or ``max_attempts``
-            out of range, a wrong option of the token, or one without a token. Lengths and the payload are checked at enqueue.
+        SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at`` or ``expires_at``, a ``priority`` or
+            ``max_attempts`` out of range, a wrong option of the token, or one without a token. Lengths and the payload are checked at
+            enqueue.
         TypeError: a value of another type, or an option that there is not.
     """
 
     __slots__ = (
         "delay",
+        "expires_at",
         "idempotency_token",
         "max_attempts",
         "payload",
@@ -141,6 +144,7 @@ class Task:
     delay: float | None
     run_at: datetime | None
     max_attempts: int
+    expires_at: datetime | None
     idempotency_token: str | None
     token_options: TokenOptions | None
     """None: all as by default."""
@@ -155,6 +159,7 @@ class Task:
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
         max_attempts: int = MAX_ATTEMPTS,
+        expires_at: datetime | None = None,
         idempotency_token: str | None = None,
         **token: Unpack[TokenKeywords],
     ) -> None:
@@ -174,6 +179,9 @@ class Task:
                 f"max_attempts is {max_attempts!r}, but must be a whole number, 1 to {MAX_ATTEMPTS_LIMIT:,}"
             )
         self.max_attempts = max_attempts
+        if expires_at is not None:
+            check_aware("expires_at", expires_at)
+        self.expires_at = expires_at
         self.idempotency_token = idempotency_token
         self.token_options = _read_token(idempotency_token, token) if token else None
 
@@ -187,6 +195,7 @@ class Task:
                 ("delay", self.delay, None),
                 ("run_at", self.run_at, None),
                 ("max_attempts", self.max_attempts, MAX_ATTEMPTS),
+                ("expires_at", self.expires_at, None),
                 ("idempotency_token", self.idempotency_token, None),
                 ("token_options", self.token_options, None),
             )

@@ -7,3 +7,7 @@ ALTER TABLE fastq.token DROP COLUMN expires_at, DROP COLUMN until_end;
 
 -- Beats name ids alone again.
 ALTER TABLE fastq.consumer DROP COLUMN last_no;
+
+-- And when claimed tasks expire, and what looked for those that did.
+DROP INDEX fastq.delayed_expires_at, fastq.ready_expires_at;
+ALTER TABLE fastq.claim DROP COLUMN expires_at;

@@ -25,3 +25,11 @@ CREATE INDEX result_expires_at ON fastq.result (expires_at);
 ALTER TABLE fastq.token
     ADD COLUMN expires_at timestamptz,         -- from then on a new task may have it
     ADD COLUMN until_end  boolean;             -- so it may as soon as its task has ended, however
+
+-- When a task expires is known where it waits: in chunks (the earliest of theirs) and in `delayed`. The leader looks by these for what no
+-- consumer claims. Tasks without such a time are in neither index.
+CREATE INDEX ready_expires_at ON fastq.ready (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX delayed_expires_at ON fastq.delayed (expires_at) WHERE expires_at IS NOT NULL;
+-- A claim remembers it, so that what is given back, rescued, put off or retried keeps it; NULL: none of its tasks expires. Older workers do
+-- not know it: they run a task past its time, and what goes back into a chunk or waits for a retry by them has lost it.
+ALTER TABLE fastq.claim ADD COLUMN expires_at timestamptz;

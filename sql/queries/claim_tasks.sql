@@ -1,12 +1,13 @@
 -- Take up to $3 tasks and $4 payload bytes from at most $11 chunks of the lanes asked for, in their order: one round trip.
 -- $1 is the consumer, $2 the last claim number it used. Lanes of one group share one limit (want); chunks bounds what is locked
 -- in one lane. A row shrunk since the snapshot is locked as it is now, and removed by hi: by ctid it would be missed and run twice.
+-- Whether a chunk expires is told, and when its tasks do is asked for only then (read_lefts.sql): here it would cost every claim.
 -- OFFSET 0 keeps the look-up of content a nested loop; docs/adr/0001-storage.md has the plans it fell into without.
 WITH locked AS MATERIALIZED (
     SELECT a.ord, a.grp, a.want, r.*
       FROM unnest($5::integer[], $6::smallint[], $7::bigint[], $8::integer[], $9::bigint[], $10::bigint[])
            WITH ORDINALITY AS a (lane, track, hint, grp, want, chunks, ord),
-           LATERAL (SELECT q.rid, q.lo, q.hi, q.lane, q.track, q.leaf, q.attempts, q.max_attempts, q.task_bytes
+           LATERAL (SELECT q.rid, q.lo, q.hi, q.lane, q.track, q.leaf, q.attempts, q.max_attempts, q.task_bytes, q.expires_at
                       FROM fastq.ready q
                      WHERE q.lane = a.lane AND q.track = a.track AND q.rid >= a.hint
                      ORDER BY q.rid LIMIT a.chunks FOR NO KEY UPDATE SKIP LOCKED) r
@@ -31,14 +32,15 @@ WITH locked AS MATERIALIZED (
     SELECT * FROM take WHERE hi IN (SELECT hi FROM whole UNION ALL SELECT hi FROM part)
 ), claims AS MATERIALIZED (
     SELECT $2::bigint + row_number() OVER () AS no, lane, track, leaf, attempts, max_attempts,
-           max(task_bytes) AS task_bytes, range_agg(int8range(lo, upto, '[]')) AS ids
+           max(task_bytes) AS task_bytes, min(expires_at) AS first_expires_at, range_agg(int8range(lo, upto, '[]')) AS ids
       FROM taken GROUP BY lane, track, leaf, attempts, max_attempts
 ), stored AS (
-    INSERT INTO fastq.claim (consumer, no, lane, track, leaf, attempts, max_attempts, task_bytes, ids)
-    SELECT $1::bigint, no, lane, track, leaf, attempts, max_attempts, task_bytes, ids FROM claims
+    INSERT INTO fastq.claim (consumer, no, lane, track, leaf, attempts, max_attempts, task_bytes, expires_at, ids)
+    SELECT $1::bigint, no, lane, track, leaf, attempts, max_attempts, task_bytes, first_expires_at, ids FROM claims
 )
 SELECT k.no, k.lane, k.track, k.rid, k.leaf, k.attempts, k.max_attempts, k.lo, k.upto, k.upto < k.hi AS shrunk,
-       p.ids, p.created_ats, p.formats, p.payloads
+       p.ids, p.created_ats, p.formats, p.payloads,
+       k.expires_at IS NOT NULL AS expires
   FROM (SELECT * FROM taken JOIN claims USING (lane, track, leaf, attempts, max_attempts) ORDER BY ord, rid, hi OFFSET 0) k,
        LATERAL (SELECT array_agg(t.id) AS ids, array_agg(t.created_at) AS created_ats, array_agg(t.format) AS formats, array_agg(t.payload) AS payloads
                   FROM (SELECT id, created_at, format, payload FROM fastq.task

@@ -20,7 +20,8 @@ WITH sent AS MATERIALIZED (
     SELECT run_at, coalesce(run_at > clock_timestamp(), false) AS waits
       FROM (SELECT coalesce($5::timestamptz, clock_timestamp() + $4::double precision * interval '1 second') AS run_at) t
 ), taken AS MATERIALIZED (
-    SELECT i AS id, CASE WHEN coalesce(m.id, g.lane) = g.lane THEN g.rid END AS rid, coalesce(m.id, g.lane) AS lane, g.track, g.leaf, g.attempts, g.max_attempts, coalesce(octet_length($3::bytea), g.task_bytes) AS task_bytes, g.expires_at
+    SELECT i AS id, CASE WHEN coalesce(m.id, g.lane) = g.lane THEN g.rid END AS rid, coalesce(m.id, g.lane) AS lane, g.track, g.leaf, g.attempts, g.max_attempts, coalesce(octet_length($3::bytea), g.task_bytes) AS task_bytes,
+           CASE WHEN g.expires_at IS NOT NULL THEN (SELECT t.expires_at FROM fastq.task t WHERE t.leaf = g.leaf AND t.id = i) END AS expires_at
       FROM gone g LEFT JOIN LATERAL (SELECT n.id FROM fastq.lane o JOIN fastq.lane n ON n.queue = o.queue AND n.type = o.type
                                        WHERE o.id = g.lane AND n.priority = $6::smallint) m ON true,
            sent s, unnest(int8multirange(int8range(g.lo, g.hi, '[]')) * s.ids) r, generate_series(lower(r), upper(r) - 1) i

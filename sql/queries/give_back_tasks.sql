@@ -5,7 +5,7 @@ WITH sent AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::int8multirange[]) AS s (no, ids)
 ), held AS MATERIALIZED (
     SELECT h.* FROM (SELECT DISTINCT no FROM sent ORDER BY no) s,
-           LATERAL (SELECT consumer, no, lane, track, leaf, attempts, max_attempts, task_bytes, ids FROM fastq.claim c
+           LATERAL (SELECT consumer, no, lane, track, leaf, attempts, max_attempts, task_bytes, expires_at, ids FROM fastq.claim c
                      WHERE c.consumer = $1::bigint AND c.no = s.no FOR NO KEY UPDATE) h
 ), moved AS MATERIALIZED (
     SELECT h.*, h.ids * s.ids AS ok, h.ids - s.ids AS rest,
@@ -16,8 +16,8 @@ WITH sent AS MATERIALIZED (
 ), shrunk AS (
     UPDATE fastq.claim c SET ids = m.rest FROM moved m WHERE m.stays = 'some' AND c.consumer = ANY (ARRAY[m.consumer]) AND c.no = m.no
 ), kept AS (
-    INSERT INTO fastq.ready (lane, track, leaf, attempts, max_attempts, task_bytes, lo, hi)
-    SELECT m.lane, greatest(m.track, 1), m.leaf, m.attempts, m.max_attempts, m.task_bytes, lo, least(lo + 499, upper(r) - 1)
+    INSERT INTO fastq.ready (lane, track, leaf, attempts, max_attempts, task_bytes, expires_at, lo, hi)
+    SELECT m.lane, greatest(m.track, 1), m.leaf, m.attempts, m.max_attempts, m.task_bytes, m.expires_at, lo, least(lo + 499, upper(r) - 1)
       FROM moved m, unnest(m.ok) r, generate_series(lower(r), upper(r) - 1, 500) lo
 )
 SELECT s.no, s.ids - coalesce(m.ok, '{}') AS refused FROM sent s LEFT JOIN moved m USING (no)

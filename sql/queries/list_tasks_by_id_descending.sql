@@ -35,11 +35,11 @@ WITH page AS MATERIALIZED (
 )
 SELECT f.id, l.type, l.queue, l.priority, coalesce(t.format, o.format)::text AS format, coalesce(t.payload, o.payload) AS payload,
        f.state, f.kind, f.attempts, coalesce(f.max_attempts, t.max_attempts) AS max_attempts, coalesce(t.created_at, o.created_at) AS created_at,
-       f.run_at, f.ended_at
+       f.run_at, f.ended_at, coalesce(t.expires_at, o.expires_at) AS expires_at
   FROM page f JOIN fastq.lane l ON l.id = f.lane
-       LEFT JOIN LATERAL (SELECT created_at, max_attempts, format, payload FROM fastq.task
+       LEFT JOIN LATERAL (SELECT created_at, max_attempts, format, payload, expires_at FROM fastq.task
                            WHERE task.leaf = f.leaf AND task.id = f.id OFFSET 0) t ON true
-       LEFT JOIN LATERAL (SELECT created_at, format, payload FROM fastq.delayed WHERE delayed.id = f.id AND f.leaf IS NULL
+       LEFT JOIN LATERAL (SELECT created_at, format, payload, expires_at FROM fastq.delayed WHERE delayed.id = f.id AND f.leaf IS NULL
                           UNION ALL
-                          SELECT created_at, format, payload FROM fastq.dead WHERE dead.id = f.id AND f.leaf IS NULL) o ON true
+                          SELECT created_at, format, payload, expires_at FROM fastq.dead WHERE dead.id = f.id AND f.leaf IS NULL) o ON true
  ORDER BY f.id DESC

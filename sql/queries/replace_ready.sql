@@ -20,7 +20,8 @@ WITH wanted AS MATERIALIZED (
       FROM gone g JOIN sent s USING (hi), unnest(int8multirange(int8range(g.lo, g.hi, '[]')) - s.ids) r
 ), taken AS MATERIALIZED (
     SELECT w.id, w.run_at, w.format, w.payload, coalesce(w.run_at > clock_timestamp(), false) AS waits, g.rid, g.lane, g.track, g.leaf, g.attempts,
-           g.max_attempts, coalesce(octet_length(w.payload), g.task_bytes) AS task_bytes, g.expires_at
+           g.max_attempts, coalesce(octet_length(w.payload), g.task_bytes) AS task_bytes,
+           CASE WHEN g.expires_at IS NOT NULL THEN (SELECT t.expires_at FROM fastq.task t WHERE t.leaf = g.leaf AND t.id = w.id) END AS expires_at
       FROM gone g JOIN placed p USING (hi) JOIN wanted w USING (id) WHERE w.id >= g.lo
 ), content AS (
     UPDATE fastq.task t SET format = k.format, payload = k.payload

@@ -6,7 +6,7 @@
 -- lost again there, it pays both, since nothing else was to blame. Out of attempts is failed.
 -- Pieces of at most 500 tasks, like any chunk: a longer one would keep others from what its claimer leaves.
 WITH lost AS MATERIALIZED (
-    SELECT c.consumer, c.no, c.lane, c.track, c.leaf, c.attempts, c.max_attempts, c.task_bytes, c.ids - w.ids AS rest, w.ids,
+    SELECT c.consumer, c.no, c.lane, c.track, c.leaf, c.attempts, c.max_attempts, c.task_bytes, c.expires_at, c.ids - w.ids AS rest, w.ids,
            coalesce(k.stopping, false) AS stopping, k.host, k.pid, CASE WHEN c.no <= coalesce(k.last_no, c.no) THEN w.ids * coalesce(k.running, '{}') ELSE '{}' END AS ran
       FROM fastq.claim c LEFT JOIN fastq.consumer k ON k.id = c.consumer,
            LATERAL (SELECT CASE WHEN $4::int8multirange IS NULL THEN c.ids - $5::int8multirange ELSE c.ids * $4 END AS ids) w
@@ -18,17 +18,17 @@ WITH lost AS MATERIALIZED (
 ), shrunk AS (
     UPDATE fastq.claim c SET ids = l.rest FROM lost l WHERE c.consumer = l.consumer AND c.no = l.no AND NOT isempty(l.rest)
 ), pieces AS MATERIALIZED (
-    SELECT consumer, no, lane, track, leaf, max_attempts, task_bytes, stopping, host, pid, p.ids, p.runs, l.attempts AS before,
+    SELECT consumer, no, lane, track, leaf, max_attempts, task_bytes, expires_at, stopping, host, pid, p.ids, p.runs, l.attempts AS before,
            least(l.attempts + p.runs, max_attempts)::smallint AS attempts
       FROM lost l, LATERAL (VALUES (ids - ran, greatest(track - 2, 0)), (ran, greatest(track - 2, 1))) AS p (ids, runs)
      WHERE NOT isempty(p.ids)
 ), back AS (
-    INSERT INTO fastq.ready (lane, track, leaf, attempts, max_attempts, task_bytes, lo, hi)
+    INSERT INTO fastq.ready (lane, track, leaf, attempts, max_attempts, task_bytes, expires_at, lo, hi)
     SELECT lane, CASE WHEN stopping THEN least(greatest(track, 1), 3)
                       WHEN track = 2 AND runs = 0 THEN 4
                       WHEN track >= 2 OR max_attempts - attempts <= 1 THEN 3
                       ELSE 2 END,
-           leaf, attempts, max_attempts, task_bytes, lo, least(lo + 499, upper(r) - 1)
+           leaf, attempts, max_attempts, task_bytes, expires_at, lo, least(lo + 499, upper(r) - 1)
       FROM pieces, unnest(ids) r, generate_series(lower(r), upper(r) - 1, 500) lo WHERE attempts < max_attempts
 ), noted AS (
     INSERT INTO fastq.attempt_error (id, consumer, no, attempt, error)

@@ -3,7 +3,7 @@
 WITH first AS MATERIALIZED (
     SELECT r.*
       FROM unnest($1::integer[], $2::smallint[], $3::bigint[]) WITH ORDINALITY AS a (lane, track, hint, ord),
-           LATERAL (SELECT q.lo, q.hi, q.lane, q.leaf, q.attempts, q.max_attempts, q.task_bytes
+           LATERAL (SELECT q.lo, q.hi, q.lane, q.leaf, q.attempts, q.max_attempts, q.task_bytes, q.expires_at
                       FROM fastq.ready q
                      WHERE q.lane = a.lane AND q.track = a.track AND q.rid >= a.hint
                      ORDER BY q.rid LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) r
@@ -13,7 +13,8 @@ WITH first AS MATERIALIZED (
 ), part AS (
     UPDATE fastq.ready SET lo = lo + 1 WHERE hi = ANY (ARRAY (SELECT hi FROM first WHERE lo < hi)) RETURNING hi
 )
-INSERT INTO fastq.delayed (id, run_at, lane, leaf, attempts, max_attempts, task_bytes, kind)
-SELECT lo, clock_timestamp() + interval '1 minute', lane, leaf, attempts, max_attempts, task_bytes, 'scheduled'
+INSERT INTO fastq.delayed (id, run_at, lane, leaf, attempts, max_attempts, task_bytes, kind, expires_at)
+SELECT lo, clock_timestamp() + interval '1 minute', lane, leaf, attempts, max_attempts, task_bytes, 'scheduled',
+       CASE WHEN expires_at IS NOT NULL THEN (SELECT t.expires_at FROM fastq.task t WHERE t.leaf = first.leaf AND t.id = first.lo) END
   FROM first WHERE hi IN (SELECT hi FROM whole UNION ALL SELECT hi FROM part)
 RETURNING id

@@ -26,4 +26,6 @@ SELECT extract(epoch FROM clock_timestamp())::double precision AS now,
        EXISTS (SELECT FROM fastq.consumer WHERE dead_at IS NOT NULL) AS dead,
        ARRAY (SELECT l.id FROM fastq.lane l WHERE EXISTS (SELECT FROM fastq.ready r WHERE r.lane = l.id AND r.track = 2 OFFSET 0)) AS careful_lanes,
        ARRAY (SELECT l.id FROM fastq.lane l WHERE EXISTS (SELECT FROM fastq.ready r WHERE r.lane = l.id AND r.track >= 3 OFFSET 0)) AS alone_lanes,
-       (SELECT extract(epoch FROM run_at - clock_timestamp())::double precision FROM fastq.delayed ORDER BY run_at LIMIT 1) AS due_in
+       (SELECT extract(epoch FROM run_at - clock_timestamp())::double precision FROM fastq.delayed ORDER BY run_at LIMIT 1) AS due_in,
+       EXISTS (SELECT FROM fastq.ready WHERE expires_at <= statement_timestamp())
+       OR EXISTS (SELECT FROM fastq.delayed WHERE expires_at <= statement_timestamp()) AS expired

@@ -243,7 +243,7 @@ def test_a_step_gives_up_on_a_table_that_stays_busy(
     monkeypatch.setattr(migrations_module, "_PATIENCE", 0.2)
     busy = open_session()
     busy.begin()
-    busy.sql("SELECT FROM fastq.ready")
+    busy.sql("SELECT FROM fastq.leaf")
     with pytest.raises(DatabaseError) as caught:
         down(dsn, schema=migrated, target=0, yes=True)
     assert (caught.value.sqlstate, caught.value.is_transient) == ("55P03", True)

@@ -39,6 +39,9 @@ HOT = (
     "edit_delayed",
     "edit_ready",
     "enqueue_tasks",
+    "expire_claimed",
+    "expire_delayed",
+    "expire_ready",
     "fail_tasks",
     "find_ended_tasks",
     "find_enqueued",
@@ -82,6 +85,7 @@ SAMPLES = {
     '"char"': "'j'",
     "bytea": "'x'",
     "timestamp with time zone": "now()",
+    "timestamp with time zone[]": "'{now}'",
     '"char"[]': "'{j}'",
     "bytea[]": "'{x}'",
     "int8multirange[]": """'{"{[1,2)}"}'""",
@@ -284,7 +288,8 @@ def test_what_was_claimed_is_removed_by_hi(measured: Measured, stage: str) -> No
 
 @in_each_stage
 @pytest.mark.parametrize(
-    "name", ["complete_tasks", "complete_with_results", "fail_tasks", "give_back_tasks", "snooze_tasks"]
+    "name",
+    ["complete_tasks", "complete_with_results", "expire_claimed", "fail_tasks", "give_back_tasks", "snooze_tasks"],
 )
 def test_a_claim_is_looked_up_by_its_whole_key(measured: Measured, stage: str, name: str) -> None:
     """By its consumer alone each dead claim is read, too: beside a held snapshot there are more every second."""

@@ -85,3 +85,30 @@ def test_a_snooze_that_waits_for_a_flush_of_its_claim_decides_on_what_that_left(
         assert late.result(30) == list(ids[:5])
     assert claims_of(store) == {}
     assert states(store) == dict.fromkeys(ids[:5], "completed") | dict.fromkeys(ids[5:], "pending")
+
+
+def test_rule_1_only_what_its_claim_still_holds_expires(store: Session) -> None:
+    worker, ids = _claimed(store, 10)
+    assert worker.complete({1: ids[:5]}) == {}
+    assert worker.expire(1, ids[:7]) == list(ids[:5])
+    ended = dict.fromkeys(ids[:5], "completed") | dict.fromkeys(ids[5:7], "expired")
+    assert states(store) == ended | dict.fromkeys(ids[7:], "running")
+    assert worker.expire(1, ids[7:]) == []
+    assert claims_of(store) == {}
+    assert store.value("SELECT count(*) FROM fastq.dead WHERE state = 'expired' AND attempts = 0") == 5
+
+
+def test_an_expiry_that_waits_for_a_flush_of_its_claim_decides_on_what_that_left(
+    store: Session, open_session: OpenSession
+) -> None:
+    worker, ids = _claimed(store, 10)
+    other = open_session()
+    second = Worker(other, 1, register=False)
+    store.begin()
+    worker.complete({1: ids[:5]})
+    with in_background(other, lambda: second.expire(1, ids)) as late:
+        wait_blocked(open_session(), other)
+        store.commit()
+        assert late.result(30) == list(ids[:5])
+    assert claims_of(store) == {}
+    assert states(store) == dict.fromkeys(ids[:5], "completed") | dict.fromkeys(ids[5:], "expired")

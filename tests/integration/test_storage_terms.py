@@ -48,6 +48,17 @@ def _close(store: Session, leader: Leader, *, then: Callable[[Session], object])
     close_leaf(leader)
 
 
+def _expire(store: Session) -> None:
+    enqueue(store, 2)
+    store.sql("UPDATE fastq.task SET expires_at = now()")
+    store.sql("UPDATE fastq.ready SET expires_at = now()")
+
+
+def _expire_delayed(store: Session) -> None:
+    delay(store, [5_000_001], 60.0)
+    store.sql("UPDATE fastq.delayed SET expires_at = now()")
+
+
 _UPKEEP: Final = {
     "declare_dead": _Upkeep(
         lambda store, _: _fall_silent(store),
@@ -93,6 +104,16 @@ _UPKEEP: Final = {
         lambda store, _: (enqueue(store, 2), run_all(store, 1)),
         lambda leader: leader.run("purge_done", 0, [None], [0.0], 10, 0),
         lambda store: store.sql("SELECT lo FROM fastq.done"),
+    ),
+    "expire_ready": _Upkeep(
+        lambda store, _: _expire(store),
+        lambda leader: leader.run("expire_ready", 10),
+        chunks_of,
+    ),
+    "expire_delayed": _Upkeep(
+        lambda store, _: _expire_delayed(store),
+        lambda leader: leader.run("expire_delayed", 10),
+        lambda store: store.sql("SELECT id FROM fastq.delayed"),
     ),
     "purge_errors": _Upkeep(
         lambda store, _: store.sql(

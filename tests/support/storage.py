@@ -91,6 +91,7 @@ class Chunk:
     created_ats: list[Any] | None
     formats: list[Any] | None
     payloads: list[bytes] | None
+    expires: bool
 
 
 class Worker:
@@ -166,6 +167,11 @@ class Worker:
         """Puts these ids of a claim off; gives what was refused."""
         count = len(ids)
         rows = self.session.run("snooze_tasks", self.id, [no] * count, list(ids), [delay] * count)
+        return [id_ for _, id_ in rows]
+
+    def expire(self, no: int, ids: Sequence[int]) -> list[int]:
+        """Says that these ids of a claim were not started in time; gives what was refused."""
+        rows = self.session.run("expire_claimed", self.id, [no] * len(ids), list(ids))
         return [id_ for _, id_ in rows]
 
     def beat(self, running: Iterable[int] = (), *, stopping: bool = False, refused: int = 0) -> tuple[bool, list[int]]:
@@ -279,6 +285,8 @@ def enqueue(
         [part[-1] for part in parts],
         None,
         None,
+        [],
+        [],
     )
     return ids
 
@@ -295,6 +303,7 @@ def delay(session: Session, ids: Sequence[int], seconds: float, *, lane: int = 1
         [b'{"n":1}'] * count,
         [seconds] * count,
         [None] * count,
+        [],
     )
 
 

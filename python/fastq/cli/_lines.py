@@ -82,8 +82,9 @@ def make_task(fields: dict[str, Any]) -> Task:
         BadLineError: it could not be enqueued.
     """
     try:
-        if isinstance(run_at := fields.get("run_at"), str):
-            fields["run_at"] = _read_time(run_at)
+        for name in ("run_at", "expires_at"):
+            if isinstance(time := fields.get(name), str):
+                fields[name] = _read_time(name, time)
         if fields.get("idempotency_token") is not None:
             read_name("idempotency_token", fields["idempotency_token"])
         task = Task(**fields)
@@ -96,11 +97,11 @@ def make_task(fields: dict[str, Any]) -> Task:
     return task
 
 
-def _read_time(text: str) -> datetime:
+def _read_time(name: str, text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError as error:
-        raise BadLineError(f"run_at is {text!r:.80}, but must be a time such as 2030-01-31T09:30:00+01:00") from error
+        raise BadLineError(f"{name} is {text!r:.80}, but must be a time such as 2030-01-31T09:30:00+01:00") from error
 
 
 def _refuse_constant(name: str) -> Never:

@@ -39,6 +39,7 @@ _BATCH_BYTES: Final = 32 * 1024 * 1024
 @click.option("--delay", type=float, metavar="SECONDS", help="Let it wait before it may start.")
 @click.option("--run-at", metavar="TIME", help="Not before this time: ISO 8601 with its offset from UTC.")
 @click.option("--max-attempts", type=int, metavar="N", help="Runs in all before it fails for good.  [3]")
+@click.option("--expires-at", metavar="TIME", help="Not started by this time (ISO 8601 with its offset), it expires.")
 @click.option("--token", metavar="TOKEN", help="Idempotency token: a second task with it is not enqueued.")
 @click.option("--token-scope", type=click.Choice(get_args(TokenScope)), help="Among which tasks it is unique.  [type]")
 @click.option("--token-until", type=click.Choice(get_args(TokenUntil)), help="What frees it.  [removed]")
@@ -57,6 +58,7 @@ def enqueue(
     delay: float | None,
     run_at: str | None,
     max_attempts: int | None,
+    expires_at: str | None,
     token: str | None,
     token_scope: str | None,
     token_until: str | None,
@@ -69,9 +71,9 @@ def enqueue(
     """Enqueue one task of TYPE with PAYLOAD (JSON), or many from a file.
 
     In a file each line is a JSON object with the keys type, payload, queue, priority, delay, run_at,
-    max_attempts, idempotency_token, token_scope, token_until, token_ttl and on_conflict; only type is needed. Tasks are committed
-    every 10,000. A bad line is reported and left out, and the exit status is 1 at the end; so is one whose token is held
-    and whose on_conflict is "raise".
+    max_attempts, expires_at, idempotency_token, token_scope, token_until, token_ttl and on_conflict; only type is needed. Tasks
+    are committed every 10,000. A bad line is reported and left out, and the exit status is 1 at the end; so is one whose token is
+    held and whose on_conflict is "raise".
     """
     options = {
         "queue": queue,
@@ -79,6 +81,7 @@ def enqueue(
         "delay": delay,
         "run_at": run_at,
         "max_attempts": max_attempts,
+        "expires_at": expires_at,
         "idempotency_token": token,
         "token_scope": token_scope,
         "token_until": token_until,

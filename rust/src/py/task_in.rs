@@ -48,6 +48,7 @@ struct Fields<'py> {
     payload: Bound<'py, PyAny>,
     max_attempts: i16,
     when: Option<When>,
+    expires_at: Option<i64>,
     token: Option<Bound<'py, PyString>>,
     rule: TokenRule,
 }
@@ -86,8 +87,10 @@ impl<'py> Fields<'py> {
             let delay = task.getattr(intern!(py, "delay"))?;
             if delay.is_none() { None } else { read_delay(&delay)? }
         } else {
-            Some(read_time(&run_at)?)
+            Some(When::At(read_time("run_at", &run_at)?))
         };
+        let expires_at = task.getattr(intern!(py, "expires_at"))?;
+        let expires_at = if expires_at.is_none() { None } else { Some(read_time("expires_at", &expires_at)?) };
         let token = task.getattr(intern!(py, "idempotency_token"))?;
         let (token, rule) = if token.is_none() {
             (None, TokenRule::default())
@@ -96,7 +99,7 @@ impl<'py> Fields<'py> {
             let rule = if options.is_none() { TokenRule::default() } else { read_rule(&options)? };
             (Some(text("idempotency_token", token)?), rule)
         };
-        Ok(Self { kind, queue, priority, payload, max_attempts, when, token, rule })
+        Ok(Self { kind, queue, priority, payload, max_attempts, when, expires_at, token, rule })
     }
 
     /// The token as it stands in the table.
@@ -163,24 +166,24 @@ fn read_delay(delay: &Bound<'_, PyAny>) -> Result<Option<When>> {
 }
 
 /// An aware datetime as microseconds since the Unix epoch.
-fn read_time(run_at: &Bound<'_, PyAny>) -> Result<When> {
+fn read_time(name: &str, time: &Bound<'_, PyAny>) -> Result<i64> {
     static EPOCH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = run_at.py();
+    let py = time.py();
     let epoch = EPOCH.get_or_try_init(py, || {
         let datetime = py.import("datetime")?;
         let utc = datetime.getattr("timezone")?.getattr("utc")?;
         datetime.getattr("datetime")?.call_method1("fromtimestamp", (0, utc)).map(Bound::unbind)
     })?;
-    let wrong = |why: &str| refused(format!("run_at {why}, but must be an aware datetime"));
-    match run_at.call_method0(intern!(py, "utcoffset")) {
-        Err(_) => return Err(wrong(&format!("is {}", name_of(run_at))).into()),
+    let wrong = |why: &str| refused(format!("{name} {why}, but must be an aware datetime"));
+    match time.call_method0(intern!(py, "utcoffset")) {
+        Err(_) => return Err(wrong(&format!("is {}", name_of(time))).into()),
         Ok(offset) if offset.is_none() => return Err(wrong("is naive").into()),
         Ok(_) => {}
     }
-    let since = run_at.sub(epoch).map_err(|_| wrong(&format!("is {}", name_of(run_at))))?;
+    let since = time.sub(epoch).map_err(|_| wrong(&format!("is {}", name_of(time))))?;
     let part = |name: &str| since.getattr(name)?.extract::<i64>();
     // A datetime ends with the year 9999: far from what 64 bits of microseconds hold.
-    Ok(When::At((part("days")? * 86_400 + part("seconds")?) * 1_000_000 + part("microseconds")?))
+    Ok((part("days")? * 86_400 + part("seconds")?) * 1_000_000 + part("microseconds")?)
 }
 
 fn format_of(payload: &Bound<'_, PyAny>) -> Format {
@@ -233,10 +236,10 @@ impl<'py> Reader<'py> {
         let token = fields.token()?;
         let limit = self.limit;
         let lane = self.lane(&fields)?;
-        let at = batch.group(lane, fields.max_attempts, fields.when.is_some());
+        let at = batch.group(lane, fields.max_attempts, fields.when.is_some(), fields.expires_at.is_some());
         let format = format_of(&fields.payload);
         let token = token.as_deref().map(|token| (token, fields.rule));
-        batch.push(at, fields.when, token, format, |out| encode(&fields.payload, format, out, limit))
+        batch.push(at, fields.when, fields.expires_at, token, format, |out| encode(&fields.payload, format, out, limit))
     }
 
     fn lane(&mut self, fields: &Fields<'py>) -> Result<&Arc<LaneKey>> {
@@ -279,6 +282,7 @@ pub(crate) fn read(task: &Bound<'_, PyAny>, limit: usize) -> Result<NewTask> {
         format: format.code(),
         payload,
         when: fields.when,
+        expires_at: fields.expires_at,
         token,
         rule: fields.rule,
         is_of_many: false,

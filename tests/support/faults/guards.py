@@ -19,6 +19,7 @@ _INTERLEAVED: Final = "tests/integration/test_rules_fences.py::"
 _MOVES: Final = "tests/integration/test_client_actions_races.py::"
 _ACTIONS: Final = "tests/integration/test_client_actions.py::"
 _RESULTS: Final = "tests/integration/test_results.py::"
+_EXPIRY: Final = "tests/integration/test_expiry.py::"
 _STOP: Final = "tests/faults/test_process_stop.py::"
 
 _LEADS: Final = "EXISTS (SELECT FROM fastq.leader WHERE holder = $1::bigint AND term = $2::bigint)"
@@ -110,6 +111,31 @@ GUARDS: Final = (
         "c.no = s.no FOR NO KEY UPDATE",
         "c.no = s.no",
         _FENCES + "test_a_snooze_that_waits_for_a_flush_of_its_claim_decides_on_what_that_left",
+    ),
+    _sql(
+        "expiry: only what the claim holds",
+        "expire_claimed",
+        " WHERE h.ids @> s.id",
+        "",
+        _FENCES + "test_rule_1_only_what_its_claim_still_holds_expires",
+    ),
+    _sql(
+        "expiry: decides on the locked row",
+        "expire_claimed",
+        "c.no = s.no FOR NO KEY UPDATE",
+        "c.no = s.no",
+        _FENCES + "test_an_expiry_that_waits_for_a_flush_of_its_claim_decides_on_what_that_left",
+    ),
+    Guard(
+        "expiry: what waits for a time goes in with the rest",
+        "rust/src/engine/produce/batch.rs",
+        (
+            (
+                "let (opened, wait, date, committed) = tokio::join!(opening, wait, date, commit);",
+                "let (opened, wait, committed) = tokio::join!(opening, wait, commit);\n            let date = date.await;",
+            ),
+        ),
+        (_EXPIRY + "test_a_call_of_many_goes_in_at_once[False]",),
     ),
     _sql(
         "give back: only what the claim holds",
@@ -215,9 +241,24 @@ GUARDS: Final = (
     _rust(
         "start: the deadline, on an event loop",
         "engine/consume/sched/runs",
-        "        if may_start() {",
-        "        if true || may_start() {",
+        "let may_start = may_start();",
+        "let may_start = may_start() || true;",
         _STOP + "test_a_worker_that_is_stopped_between_two_starts_of_a_batch_starts_no_more_of_it[async]",
+    ),
+    _rust(
+        "expiry: asked at each start, in a thread",
+        "engine/consume/sched/slot",
+        "if task.is_over(now) {",
+        "if false && task.is_over(now) {",
+        _EXPIRY + "test_a_claim_runs_none_whose_time_is_over",
+        _EXPIRY + "test_what_was_claimed_in_advance_is_not_started_late",
+    ),
+    _rust(
+        "expiry: asked at each start, on an event loop",
+        "engine/consume/sched/runs",
+        "let is_over = found.task.is_over(now);",
+        "let is_over = false && found.task.is_over(now);",
+        _EXPIRY + "test_async_handlers_start_none_late",
     ),
     # --- death and rescue ---
     _rust(

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join5;
 use tokio::time::{sleep, timeout};
 
 use crate::engine::connect::{Backoff, Link, Target};
@@ -129,7 +128,7 @@ impl<'a> Completer<'a> {
         let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, _, flush)| flush);
         let todo = std::mem::take(&mut self.todo).into_iter().map(|(_, flush)| flush);
         let unstored = todo.chain(parked).flat_map(Flush::into_members).chain(self.shared.outcomes.take(usize::MAX));
-        let results = unstored.filter(|e| !matches!(e.outcome, Outcome::GivenBack | Outcome::Dropped));
+        let results = unstored.filter(|e| e.outcome.is_result());
         let ids: Vec<i64> = results.map(|e| e.holder.id).collect();
         if !ids.is_empty() {
             let message = format!(
@@ -212,13 +211,13 @@ impl<'a> Completer<'a> {
                 Outcome::Failed(f) if f.error.starts_with(PLAIN) => (String::new(), f.delay),
                 Outcome::Failed(f) => (format!("{PLAIN}: SQLSTATE {code}"), f.delay),
                 Outcome::Snoozed(delay) => (format!("its snooze could not be stored: SQLSTATE {code}"), Some(*delay)),
-                Outcome::GivenBack | Outcome::Dropped => (String::new(), None),
+                Outcome::Expired | Outcome::GivenBack | Outcome::Dropped => (String::new(), None),
             };
             let level = self.named.level(id);
             self.shared.log(level, "completer", format!("the result of task {id} can't be stored: {error}"));
             let mut one = Flush { in_doubt, ..Flush::default() };
             if plain.is_empty() {
-                let is_result = !matches!(member.outcome, Outcome::GivenBack);
+                let is_result = member.outcome.is_result();
                 one.add(member);
                 if self.shared.phase() == Phase::Running {
                     self.parked.push((Instant::now() + PARKED, epoch, one));
@@ -313,6 +312,13 @@ impl<'a> Completer<'a> {
             let delays: Vec<f64> = flush.snoozed.iter().map(|s| s.2).collect();
             link.query("snooze_tasks", &[&me, &nos, &ids, &delays]).await
         };
+        let expired = async {
+            if flush.expired.is_empty() {
+                return Ok(Vec::new());
+            }
+            let (nos, ids): (Vec<i64>, Vec<i64>) = flush.expired.iter().copied().unzip();
+            link.query("expire_claimed", &[&me, &nos, &ids]).await
+        };
         let given_back = async {
             if flush.given_back.is_empty() {
                 return Ok(Vec::new());
@@ -321,12 +327,13 @@ impl<'a> Completer<'a> {
             let sets: Vec<IdSet> = flush.given_back.values().map(|ids| IdSet::from_ids(&mut ids.clone())).collect();
             link.query("give_back_tasks", &[&me, &nos, &sets]).await
         };
-        let (completed, returned, failed, snoozed, given_back) =
-            try_join5(completed, returned, failed, snoozed, given_back).await?;
+        let (completed, returned, failed, snoozed, expired, given_back) =
+            tokio::try_join!(completed, returned, failed, snoozed, expired, given_back)?;
         let sent = usize::from(!flush.completed.is_empty())
             + usize::from(!flush.returned.is_empty())
             + usize::from(!flush.failed.is_empty())
             + usize::from(!flush.snoozed.is_empty())
+            + usize::from(!flush.expired.is_empty())
             + usize::from(!flush.given_back.is_empty());
         Counters::add(&self.shared.counters.flushes, 1);
         Counters::add(&self.shared.counters.statements, sent);
@@ -334,6 +341,7 @@ impl<'a> Completer<'a> {
         refused.extend(completed.iter().chain(&returned).map(|r| (Part::Completed, r.get(0), r.get(1))));
         refused.extend(failed.iter().map(|r| (Part::Failed, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
         refused.extend(snoozed.iter().map(|r| (Part::Snoozed, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
+        refused.extend(expired.iter().map(|r| (Part::Expired, r.get(0), IdSet::from_ids(&mut [r.get(1)]))));
         refused.extend(given_back.iter().map(|r| (Part::GivenBack, r.get(0), r.get(1))));
         Ok(refused)
     }
@@ -355,12 +363,13 @@ impl<'a> Completer<'a> {
         counters.failed.fetch_add(final_failures as u64, Ordering::Relaxed);
         counters.retried.fetch_add((stored.len() - final_failures) as u64, Ordering::Relaxed);
         counters.snoozed.fetch_add(flush.snoozed.len() as u64 - lost(Part::Snoozed), Ordering::Relaxed);
+        counters.expired.fetch_add(flush.expired.len() as u64 - lost(Part::Expired), Ordering::Relaxed);
         counters.given_back.fetch_add(given_back as u64 - lost(Part::GivenBack), Ordering::Relaxed);
         if refused.is_empty() {
             return;
         }
-        // What could not be given back is another's by now, which is what giving back is for.
-        let results = refused.iter().filter(|r| r.0 != Part::GivenBack);
+        // What could not be given back is another's by now, which is what giving back is for; nor was what expired a result.
+        let results = refused.iter().filter(|r| !matches!(r.0, Part::Expired | Part::GivenBack));
         let mut gone: Vec<(i64, i64)> = results.flat_map(|(_, no, ids)| ids.iter().map(|id| (*no, id))).collect();
         if flush.in_doubt && !gone.is_empty() {
             let ours = self.find_ours_at_last(me, &gone).await;

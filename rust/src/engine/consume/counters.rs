@@ -30,6 +30,8 @@ counters! {
     failed,
     /// Tasks put off by their handlers.
     snoozed,
+    /// Tasks that were claimed and not started in time.
+    expired,
     /// Tasks given back unstarted.
     given_back,
     /// Results that no longer counted: the claim did not hold the task any more.

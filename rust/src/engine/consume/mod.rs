@@ -334,6 +334,11 @@ impl Shared {
                 self.outcomes.push(Ended::given_back(task.holder()));
                 false
             }
+            Begun::Over(task) => {
+                self.outcomes.push(Ended { holder: task.holder(), took_us: 0, outcome: Outcome::Expired });
+                self.feed_claimer(&sched);
+                false
+            }
             Begun::Gone => false,
         }
     }

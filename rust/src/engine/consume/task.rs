@@ -1,9 +1,12 @@
 //! A claimed task in memory, and what becomes of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::engine::consume::moment::Moment;
 use crate::engine::wire::{Elements, i64_of};
 
 /// What one claim took of one chunk: tasks that are alike, with their content in one buffer.
@@ -30,6 +33,8 @@ pub struct Chunk {
     formats: Vec<u8>,
     ends: Vec<u32>,
     payloads: Vec<u8>,
+    /// Until when each may start; empty: for ever.
+    expiries: Vec<Option<Moment>>,
     /// Places of the tasks that its claim no longer holds, or whose time is up, and that were running here. Here and not with each run:
     /// it costs nothing where nobody cancels, and is there as long as anybody looks.
     lost: Mutex<Vec<u32>>,
@@ -47,7 +52,7 @@ impl Chunk {
         attempts: i16,
         max_attempts: i16,
     ) -> Self {
-        let (ids, created_ats, formats, ends, payloads, lost) = Default::default();
+        let (ids, created_ats, formats, ends, payloads, expiries, lost) = Default::default();
         Self {
             epoch,
             no,
@@ -62,6 +67,7 @@ impl Chunk {
             formats,
             ends,
             payloads,
+            expiries,
             lost,
         }
     }
@@ -82,6 +88,12 @@ impl Chunk {
             self.payloads.extend_from_slice(payload);
             self.ends.push(u32::try_from(self.payloads.len()).unwrap_or(u32::MAX));
         }
+    }
+
+    /// Those of its tasks expire that have so many microseconds left `now`.
+    pub fn expire(&mut self, lefts: &HashMap<i64, i64>, now: Moment) {
+        let left = |us: i64| Duration::from_micros(us.max(0).unsigned_abs());
+        self.expiries = self.ids.iter().map(|id| lefts.get(id).map(|&us| now + left(us))).collect();
     }
 
     /// Adds one task's content.
@@ -144,6 +156,11 @@ impl Task {
         let at = self.at as usize;
         let start = if at == 0 { 0 } else { self.chunk.ends[at - 1] as usize };
         &self.chunk.payloads[start..self.chunk.ends[at] as usize]
+    }
+
+    /// Whether it has expired: it must not start any more.
+    pub fn is_over(&self, now: Moment) -> bool {
+        self.chunk.expiries.get(self.at as usize).is_some_and(|until| until.is_some_and(|until| until <= now))
     }
 
     /// Which claim holds it.
@@ -211,8 +228,17 @@ pub enum Outcome {
     Failed(Box<Failure>),
     /// Its handler asked to be run again in so many seconds, and that is no attempt.
     Snoozed(f64),
+    /// It was not started in time.
+    Expired,
     /// It was not started.
     GivenBack,
     /// Its run counted no longer, and its handler ended it for that: there is nothing to store.
     Dropped,
+}
+
+impl Outcome {
+    /// Something came of a run: it is to be named if it can't be stored.
+    pub fn is_result(&self) -> bool {
+        !matches!(self, Self::Expired | Self::GivenBack | Self::Dropped)
+    }
 }

@@ -25,6 +25,8 @@ use rescue::Rescuer;
 const TICK: Duration = Duration::from_millis(500);
 /// Tasks in one promotion.
 const PROMOTE: i64 = 5_000;
+/// Chunks, or tasks that wait for a time, of which one statement looks for what has expired.
+const EXPIRE: i64 = 100;
 /// A tick that took longer, or came later, breaks contact: what looked silent may have been us.
 const UNBROKEN: Duration = Duration::from_secs(2);
 /// The database's clock may run this much off ours between two ticks before contact is broken.
@@ -45,6 +47,9 @@ pub struct Upkeep<'a> {
     /// Tasks in the next promotion.
     promote: i64,
     promotion_trouble: Trouble,
+    /// Chunks, or tasks, in the next statement that looks for what has expired.
+    expire: i64,
+    expiry_trouble: Trouble,
     /// Tasks that could not be made ready and that were named.
     postponed: Named,
     /// Lanes with tasks made ready of which the others were not told yet.
@@ -65,6 +70,7 @@ struct Seen {
     dead: bool,
     open_leaf: Option<i16>,
     due_in: Option<f64>,
+    expired: bool,
     /// The last one first.
     duties: Vec<Duty>,
     /// Until the next look.
@@ -76,6 +82,7 @@ enum Duty {
     Notify,
     Rescue,
     Forget,
+    Expire,
     Promote,
     Retain,
 }
@@ -103,6 +110,8 @@ impl<'a> Upkeep<'a> {
             retention_trouble: Trouble::new("leader"),
             promote: PROMOTE,
             promotion_trouble: Trouble::new("leader"),
+            expire: EXPIRE,
+            expiry_trouble: Trouble::new("leader"),
             postponed: Named::default(),
             untold: BTreeSet::new(),
             notify_trouble: Trouble::new("leader"),
@@ -176,7 +185,8 @@ impl<'a> Upkeep<'a> {
             dead: row.get("dead"),
             open_leaf: row.get("open_leaf"),
             due_in: row.get("due_in"),
-            duties: vec![Duty::Retain, Duty::Promote, Duty::Rescue, Duty::Notify],
+            expired: row.get("expired"),
+            duties: vec![Duty::Retain, Duty::Promote, Duty::Expire, Duty::Rescue, Duty::Notify],
             next: TICK,
         }))
     }
@@ -199,6 +209,18 @@ impl<'a> Upkeep<'a> {
             Duty::Forget => {
                 let forgotten = Rescuer::forget(self.shared, link, leader).await;
                 self.or_later(forgotten, |u| &mut u.forgetting_trouble, "dead workers can't be forgotten")?;
+            }
+            Duty::Expire => {
+                if seen.expired {
+                    let expired = self.expire(link, leader).await;
+                    if self.or_later(
+                        expired,
+                        |u| &mut u.expiry_trouble,
+                        "tasks that were not started in time can't end",
+                    )? {
+                        seen.next = Duration::ZERO;
+                    }
+                }
             }
             Duty::Promote => {
                 let (Some(due_in), Some(leaf)) = (seen.due_in, seen.open_leaf) else { return Ok(()) };
@@ -276,6 +298,30 @@ impl<'a> Upkeep<'a> {
         }
         self.term = term;
         self.rescuer.start_over(self.shared);
+    }
+
+    /// Ends waiting tasks whose time to start is over; answers whether there may be more. Where the statement fails for one of them it is
+    /// tried with fewer, and of one at last with each tick: what is behind that one ends when it is claimed or due.
+    async fn expire(&mut self, link: &Link, (me, term): (i64, i64)) -> Result<bool> {
+        Counters::add(&self.shared.counters.statements, 2);
+        let expired = async {
+            let chunks = link.query_opt("expire_ready", &[&me, &term, &self.expire]).await?;
+            let delayed = link.query_opt("expire_delayed", &[&me, &term, &self.expire]).await?;
+            let count = |row: Option<tokio_postgres::Row>| row.map_or(0, |row| row.get::<_, i64>(0));
+            Ok(count(chunks).max(count(delayed)))
+        };
+        match expired.await {
+            Ok(count) => {
+                let more = count >= self.expire;
+                self.expire = (self.expire * 2).min(EXPIRE);
+                Ok(more)
+            }
+            Err(e) if Error::is_data_fault(&e) && self.expire > 1 => {
+                self.expire /= 2;
+                Ok(true)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Promotes one batch; answers whether there may be more. A statement that fails for one of its members is tried with fewer, and

@@ -8,10 +8,11 @@ use futures_util::SinkExt;
 
 use crate::engine::connect::Link;
 use crate::engine::error::{Error, Kind, Result};
-use crate::engine::produce::copy::{Batch, Blocks, ChunkColumns, Chunker, Group, Home};
+use crate::engine::produce::copy::{Batch, Blocks, ChunkColumns, Chunker, Group, Home, RowView};
 use crate::engine::produce::ids::{EnqueuedIds, Run, RunIter};
 use crate::engine::produce::shared::{Param, Shared, Stats};
 use crate::engine::produce::swap;
+use crate::engine::produce::task::expiries;
 use crate::engine::produce::texts::Params;
 use crate::engine::produce::tokens::{self, Wanted};
 use crate::engine::produce::witness::Witness;
@@ -134,23 +135,46 @@ impl Job<'_> {
     pub(super) async fn send(&self, mut ready: Ready) -> Result<()> {
         let (link, batch) = (self.link, self.batch);
         let (mut chunker, mut blocks) = (Chunker::new(), Blocks::new());
-        let mut later = Later::default();
+        let (mut later, mut dated) = (Later::default(), Dated::default());
         for (at, group) in batch.groups.iter().enumerate() {
             let home = Home { lane: ready.lanes[at], leaf: ready.leaf };
             if group.is_delayed {
                 later.add(group, home.lane, ready.ids(at));
+            } else if group.expires() {
+                dated.add(group, home.lane, ready.ids(at));
             } else {
                 group.finish(home, ready.ids(at), &mut chunker, &mut blocks);
             }
         }
+        later.expiries = expiries(later.over.iter().copied());
         let chunks = ChunkColumns::from(chunker.finish());
         let begin = ready.begin.take();
         link.prepare_copy("copy_tasks", ready.leaf).await?;
         link.prepare("insert_chunks").await?;
         link.prepare("delay_tasks").await?;
+        link.prepare("enqueue_tasks").await?;
+        let (dated, dated_chunks) = dated.finish();
+        let silent: Option<&str> = None;
+        let dated_params: [Param<'_>; 15] = [
+            &ready.leaf,
+            &dated.ids,
+            &dated.lanes,
+            &dated.max_attempts,
+            &dated.formats,
+            &dated.payloads,
+            &dated_chunks.lanes,
+            &dated_chunks.max_attempts,
+            &dated_chunks.task_bytes,
+            &dated_chunks.los,
+            &dated_chunks.his,
+            &silent,
+            &silent,
+            &dated.expiries,
+            &dated_chunks.expiries,
+        ];
         let put: [Param<'_>; 6] =
             [&ready.leaf, &chunks.lanes, &chunks.max_attempts, &chunks.task_bytes, &chunks.los, &chunks.his];
-        let delay: [Param<'_>; 7] = [
+        let delay: [Param<'_>; 8] = [
             &later.ids,
             &later.lanes,
             &later.max_attempts,
@@ -158,6 +182,7 @@ impl Job<'_> {
             &later.payloads,
             &later.delays,
             &later.times,
+            &later.expiries,
         ];
         let opening = async {
             match &begin {
@@ -165,13 +190,16 @@ impl Job<'_> {
                 None => Ok(()),
             }
         };
+        // Each sends when it is first polled: the commit goes out behind them all.
         let wait = async { if later.ids.is_empty() { Ok(0) } else { link.execute("delay_tasks", &delay).await } };
+        let date =
+            async { if dated.ids.is_empty() { Ok(0) } else { link.execute("enqueue_tasks", &dated_params).await } };
         let is_last = self.commit && ready.swaps.is_empty();
         let commit = async { if is_last { link.batch("COMMIT").await } else { Ok(()) } };
-        Stats::add(&self.shared.stats.statements, 4);
+        Stats::add(&self.shared.stats.statements, 4 + usize::from(!dated.ids.is_empty()));
         if chunks.los.is_empty() {
-            let (opened, wait, committed) = tokio::join!(opening, wait, commit);
-            opened.and(wait)?;
+            let (opened, wait, date, committed) = tokio::join!(opening, wait, date, commit);
+            opened.and(wait).and(date)?;
             committed?;
         } else {
             let (opened, sink) = tokio::join!(opening, link.copy_in("copy_tasks", ready.leaf));
@@ -183,10 +211,11 @@ impl Job<'_> {
                     break;
                 }
             }
-            let (copied, put, wait, committed) =
-                tokio::join!(link.within(sink.finish()), link.execute("insert_chunks", &put), wait, commit);
+            let put = link.execute("insert_chunks", &put);
+            let (copied, put, wait, date, committed) =
+                tokio::join!(link.within(sink.finish()), put, wait, date, commit);
             let rows = copied?;
-            put.and(wait)?;
+            put.and(wait).and(date)?;
             committed?;
             let expected = chunks.los.iter().zip(&chunks.his).map(|(lo, hi)| hi.abs_diff(*lo) + 1).sum::<u64>();
             if rows != expected {
@@ -289,6 +318,30 @@ pub(super) fn runs_of(ids: impl Iterator<Item = i64>) -> Vec<Run> {
     runs
 }
 
+/// Tasks that expire, as columns with their chunks.
+#[derive(Default)]
+struct Dated<'a> {
+    tasks: Later<'a>,
+    chunker: Chunker,
+}
+
+impl<'a> Dated<'a> {
+    fn add(&mut self, group: &'a Group, lane: i32, ids: impl Iterator<Item = Option<i64>>) {
+        for (n, (row, id)) in group.rows().zip(ids).enumerate() {
+            let Some(id) = id else { continue };
+            let expires_at = group.expiries.get(n).copied();
+            self.tasks.put(id, lane, group.max_attempts, row, expires_at);
+            self.chunker.push(id, lane, group.max_attempts, row.payload().len(), expires_at);
+        }
+    }
+
+    fn finish(self) -> (Later<'a>, ChunkColumns) {
+        let mut tasks = self.tasks;
+        tasks.expiries = expiries(tasks.over.iter().copied());
+        (tasks, ChunkColumns::from(self.chunker.finish()))
+    }
+}
+
 /// Delayed tasks as columns.
 #[derive(Default)]
 struct Later<'a> {
@@ -299,20 +352,27 @@ struct Later<'a> {
     payloads: Vec<&'a [u8]>,
     delays: Vec<Option<f64>>,
     times: Vec<Option<SystemTime>>,
+    expiries: Vec<Option<SystemTime>>,
+    over: Vec<Option<i64>>,
 }
 
 impl<'a> Later<'a> {
     fn add(&mut self, group: &'a Group, lane: i32, ids: impl Iterator<Item = Option<i64>>) {
-        for ((row, when), id) in group.rows().zip(&group.whens).zip(ids) {
+        for (n, ((row, when), id)) in group.rows().zip(&group.whens).zip(ids).enumerate() {
             let Some(id) = id else { continue };
             let (delay, time) = when.columns();
-            self.ids.push(id);
-            self.lanes.push(lane);
-            self.max_attempts.push(group.max_attempts);
-            self.formats.push(row.format());
-            self.payloads.push(row.payload());
+            self.put(id, lane, group.max_attempts, row, group.expiries.get(n).copied());
             self.delays.push(delay);
             self.times.push(time);
         }
+    }
+
+    fn put(&mut self, id: i64, lane: i32, max_attempts: i16, row: RowView<'a>, expires_at: Option<i64>) {
+        self.ids.push(id);
+        self.lanes.push(lane);
+        self.max_attempts.push(max_attempts);
+        self.formats.push(row.format());
+        self.payloads.push(row.payload());
+        self.over.push(expires_at);
     }
 }

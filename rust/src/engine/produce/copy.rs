@@ -1,14 +1,15 @@
 //! Rows for binary COPY, written where the task is read and finished when its lane and id are known.
 //!
-//! A batch keeps the rows of tasks that are alike (lane, `max_attempts`, delayed or not) together, so that their ids run without gaps
+//! A batch keeps the rows of tasks that are alike (lane, `max_attempts`, delayed or not, with a time to expire or not) together, so that their ids run without gaps
 //! and make few chunks. Ids, lane and leaf are left open until the batch is sent: only then is it known which are free.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::engine::produce::task::{Format, LaneKey, NewTask, Scope, TokenRule, When};
+use crate::engine::produce::task::{Format, LaneKey, NewTask, Scope, TokenRule, When, expiries};
 
 /// What every binary COPY starts with: signature, no flags, no extension.
 pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -88,6 +89,8 @@ pub struct Group {
     pub is_delayed: bool,
     /// When each may start; empty where they may start at once.
     pub whens: Vec<When>,
+    /// When each expires, in microseconds since the Unix epoch; empty where none does.
+    pub expiries: Vec<i64>,
     /// How many there are.
     pub len: usize,
     pub(super) rows: Vec<u8>,
@@ -106,6 +109,8 @@ pub struct Chunk {
     pub lo: i64,
     /// Its last id.
     pub hi: i64,
+    /// When the first of its tasks expires, if they do.
+    pub expires_at: Option<i64>,
 }
 
 /// Cuts a sequence of alike tasks into chunks: runs without gaps, of limited length and payload.
@@ -129,23 +134,25 @@ impl Chunker {
     }
 
     /// Adds the next task.
-    pub fn push(&mut self, id: i64, lane: i32, max_attempts: i16, payload: usize) {
+    pub fn push(&mut self, id: i64, lane: i32, max_attempts: i16, payload: usize, expires_at: Option<i64>) {
         let bytes = self.bytes + payload;
         match self.chunks.last_mut() {
             Some(c)
                 if !self.is_cut
                     && c.hi + 1 == id
                     && (c.lane, c.max_attempts) == (lane, max_attempts)
+                    && c.expires_at.is_some() == expires_at.is_some()
                     && id - c.lo < CHUNK_TASKS
                     && bytes <= CHUNK_BYTES =>
             {
                 c.hi = id;
+                c.expires_at = c.expires_at.min(expires_at);
                 self.bytes = bytes;
             }
             _ => {
                 self.close();
                 self.is_cut = false;
-                self.chunks.push(Chunk { lane, max_attempts, task_bytes: 0, lo: id, hi: id });
+                self.chunks.push(Chunk { lane, max_attempts, task_bytes: 0, lo: id, hi: id, expires_at });
                 self.bytes = payload;
             }
         }
@@ -177,6 +184,11 @@ impl Group {
         Rows(&self.rows)
     }
 
+    /// Whether its tasks expire. They are not copied: such rows have a column more.
+    pub fn expires(&self) -> bool {
+        !self.expiries.is_empty()
+    }
+
     /// Bytes of its rows.
     pub fn bytes(&self) -> usize {
         self.rows.len()
@@ -200,7 +212,7 @@ impl Group {
             row[ID..ID + 8].copy_from_slice(&id.to_be_bytes());
             row[LANE..LANE + 4].copy_from_slice(&home.lane.to_be_bytes());
             row[LEAF..LEAF + 2].copy_from_slice(&home.leaf.to_be_bytes());
-            chunker.push(id, home.lane, self.max_attempts, row.len() - PAYLOAD);
+            chunker.push(id, home.lane, self.max_attempts, row.len() - PAYLOAD, None);
         }
     }
 }
@@ -280,26 +292,38 @@ pub struct Batch {
     pub commit: bool,
     pub(super) token_text: String,
     bytes: usize,
-    known: HashMap<(usize, i16, bool), usize>,
+    known: HashMap<(usize, i16, bool, bool), usize>,
 }
 
 impl Batch {
     /// The group of such tasks.
-    pub fn group(&mut self, lane: &Arc<LaneKey>, max_attempts: i16, is_delayed: bool) -> usize {
-        let alike =
-            |g: &Group| Arc::ptr_eq(&g.lane, lane) && g.max_attempts == max_attempts && g.is_delayed == is_delayed;
+    pub fn group(&mut self, lane: &Arc<LaneKey>, max_attempts: i16, is_delayed: bool, expires: bool) -> usize {
+        let alike = |g: &Group| {
+            Arc::ptr_eq(&g.lane, lane)
+                && g.max_attempts == max_attempts
+                && g.is_delayed == is_delayed
+                && g.expires() == expires
+        };
         // One type after the other is the rule; a load of one type never asks further.
         if self.groups.last().is_some_and(alike) {
             return self.groups.len() - 1;
         }
-        let key = (Arc::as_ptr(lane) as usize, max_attempts, is_delayed);
+        let key = (Arc::as_ptr(lane) as usize, max_attempts, is_delayed, expires);
         if let Some(&at) = self.known.get(&key) {
             return at;
         }
         let at = self.groups.len();
         self.known.insert(key, at);
         let (lane, rows) = (Arc::clone(lane), Vec::new());
-        self.groups.push(Group { lane, max_attempts, is_delayed, whens: Vec::new(), len: 0, rows });
+        self.groups.push(Group {
+            lane,
+            max_attempts,
+            is_delayed,
+            whens: Vec::new(),
+            expiries: Vec::new(),
+            len: 0,
+            rows,
+        });
         at
     }
 
@@ -308,6 +332,7 @@ impl Batch {
         &mut self,
         at: usize,
         when: Option<When>,
+        expires_at: Option<i64>,
         token: Option<(&str, TokenRule)>,
         format: Format,
         encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
@@ -326,6 +351,7 @@ impl Batch {
         group.rows[start + PAYLOAD_SIZE..start + PAYLOAD].copy_from_slice(&stored);
         group.len += 1;
         group.whens.extend(when);
+        group.expiries.extend(expires_at);
         self.bytes += size + PAYLOAD;
         if groups > 1 {
             if self.order.is_empty() {
@@ -351,7 +377,7 @@ impl Batch {
 
     /// Its tasks one by one, in input order: for the few that need no COPY.
     pub fn into_tasks(self) -> Vec<NewTask> {
-        let mut rows: Vec<_> = self.groups.iter().map(|g| (g.rows(), g.whens.iter())).collect();
+        let mut rows: Vec<_> = self.groups.iter().map(|g| (g.rows(), g.whens.iter(), g.expiries.iter())).collect();
         let mut tokens = self.tokens.iter().peekable();
         let mut tasks = Vec::with_capacity(self.len);
         for n in 0..self.len {
@@ -365,6 +391,7 @@ impl Batch {
                 format: row.format(),
                 payload: row.payload().to_vec(),
                 when: rows[at].1.next().copied(),
+                expires_at: rows[at].2.next().copied(),
                 token: token.map(|t| self.token(t).1.to_owned()),
                 rule: token.map(|t| t.rule).unwrap_or_default(),
                 is_of_many: true,
@@ -403,11 +430,14 @@ pub struct ChunkColumns {
     pub los: Vec<i64>,
     /// Last ids.
     pub his: Vec<i64>,
+    /// When the first task of each expires; empty where none does.
+    pub expiries: Vec<Option<SystemTime>>,
 }
 
 impl From<Vec<Chunk>> for ChunkColumns {
     fn from(chunks: Vec<Chunk>) -> Self {
-        let mut columns = Self::default();
+        let expiries = expiries(chunks.iter().map(|c| c.expires_at));
+        let mut columns = Self { expiries, ..Self::default() };
         for c in chunks {
             columns.lanes.push(c.lane);
             columns.max_attempts.push(c.max_attempts);
@@ -427,9 +457,9 @@ mod tests {
         let lane = LaneKey::new("default", "a", 0).unwrap();
         let mut batch = Batch::default();
         for payload in payloads {
-            let at = batch.group(&lane, 3, false);
+            let at = batch.group(&lane, 3, false, false);
             batch
-                .push(at, None, None, Format::Json, |out| {
+                .push(at, None, None, None, Format::Json, |out| {
                     out.extend_from_slice(payload);
                     Ok::<(), ()>(())
                 })
@@ -458,7 +488,7 @@ mod tests {
             expected.extend(field);
         }
         assert_eq!(rows, expected);
-        assert_eq!(chunks, [Chunk { lane: 7, max_attempts: 3, task_bytes: 2, lo: 513, hi: 513 }]);
+        assert_eq!(chunks, [Chunk { lane: 7, max_attempts: 3, task_bytes: 2, lo: 513, hi: 513, expires_at: None }]);
     }
 
     #[test]
@@ -479,7 +509,7 @@ mod tests {
             out.push(1);
             Err("no")
         };
-        assert_eq!(batch.push(0, None, Some(("t", TokenRule::default())), Format::Json, spoil), Err("no"));
+        assert_eq!(batch.push(0, None, None, Some(("t", TokenRule::default())), Format::Json, spoil), Err("no"));
         assert_eq!((batch.len, batch.bytes(), batch.groups[0].rows().count(), batch.tokens.len()), (1, bytes, 1, 0));
     }
 
@@ -488,8 +518,8 @@ mod tests {
         let lanes = [LaneKey::new("q", "a", 0).unwrap(), LaneKey::new("q", "b", 0).unwrap()];
         let mut batch = Batch::default();
         for n in [0, 0, 1, 0, 1] {
-            let at = batch.group(&lanes[n], 3, false);
-            batch.push(at, None, None, Format::Json, |_| Ok::<(), ()>(())).unwrap();
+            let at = batch.group(&lanes[n], 3, false, false);
+            batch.push(at, None, None, None, Format::Json, |_| Ok::<(), ()>(())).unwrap();
         }
         assert_eq!(batch.order, [0, 0, 1, 0, 1]);
         assert_eq!(batch.groups.iter().map(|g| g.len).collect::<Vec<_>>(), [3, 2]);
@@ -498,11 +528,21 @@ mod tests {
     #[test]
     fn chunks_have_at_most_500_tasks_and_1_mib() {
         let mut chunker = Chunker::new();
-        (1..=1_200).for_each(|id| chunker.push(id, 1, 3, 70));
+        (1..=1_200).for_each(|id| chunker.push(id, 1, 3, 70, None));
         let sizes: Vec<_> = chunker.finish().iter().map(|c| c.hi - c.lo + 1).collect();
         assert_eq!(sizes, [500, 500, 200]);
         let mut chunker = Chunker::new();
-        (1..=3).for_each(|id| chunker.push(id, 1, 3, 600 * 1024));
+        (1..=3).for_each(|id| chunker.push(id, 1, 3, 600 * 1024, None));
         assert_eq!(chunker.finish().len(), 3);
+    }
+
+    #[test]
+    fn what_expires_shares_no_chunk_with_what_does_not_and_the_first_time_counts() {
+        let mut chunker = Chunker::new();
+        for (id, at) in [(1, None), (2, Some(70)), (3, Some(50)), (4, Some(60)), (5, None)] {
+            chunker.push(id, 1, 3, 10, at);
+        }
+        let chunks: Vec<_> = chunker.finish().iter().map(|c| (c.lo, c.hi, c.expires_at)).collect();
+        assert_eq!(chunks, [(1, 1, None), (2, 4, Some(50)), (5, 5, None)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::sleep;
 
@@ -13,7 +13,7 @@ use crate::engine::produce::ids::RunIter;
 use crate::engine::produce::notify::{announce, take_turn};
 use crate::engine::produce::shared::{Line, Param, Shared, Stats};
 use crate::engine::produce::swap::{self, Swaps};
-use crate::engine::produce::task::{NewTask, When};
+use crate::engine::produce::task::{NewTask, When, expiries};
 use crate::engine::produce::texts::Params;
 use crate::engine::produce::tokens::{self, Wanted};
 use crate::engine::sql;
@@ -85,7 +85,9 @@ impl<'a> Plan<'a> {
             lanes.push(shared.lane(&task.lane, deadline).await?);
         }
         let mut order: Vec<_> = (0..tasks.len()).collect();
-        order.sort_by_key(|&n| (tasks[n].when.is_some(), lanes[n], tasks[n].max_attempts));
+        order.sort_by_key(|&n| {
+            (tasks[n].when.is_some(), lanes[n], tasks[n].max_attempts, tasks[n].expires_at.is_some())
+        });
         let with_token = |(n, task): (usize, &&'a NewTask)| {
             Some(Wanted::new(task.token_kind(), task.token.as_deref()?, n, task.rule))
         };
@@ -245,14 +247,15 @@ impl<'a> Plan<'a> {
         let (delays, times): (Vec<_>, Vec<_>) = self.whens(&later).unzip();
         let mut chunker = Chunker::new();
         for &n in &now {
-            chunker.push(self.ids[n], self.lanes[n], self.tasks[n].max_attempts, self.tasks[n].payload.len());
+            let task = self.tasks[n];
+            chunker.push(self.ids[n], self.lanes[n], task.max_attempts, task.payload.len(), task.expires_at);
         }
         let chunks = ChunkColumns::from(chunker.finish());
         let is_direct = std::ptr::eq(manner.line, &raw const shared.direct);
         let is_alone = !begin.is_empty() && !is_again && (now.is_empty() || later.is_empty());
         let turn = if is_alone && is_direct && later.is_empty() { take_turn(shared, &chunks.lanes) } else { None };
         let channel = sql::channel(&shared.target.statements.schema);
-        let enqueue: [Param<'_>; 13] = [
+        let enqueue: [Param<'_>; 15] = [
             &self.leaf,
             &now_columns.ids,
             &now_columns.lanes,
@@ -266,8 +269,10 @@ impl<'a> Plan<'a> {
             &chunks.his,
             &channel,
             &turn,
+            &now_columns.expiries,
+            &chunks.expiries,
         ];
-        let delay: [Param<'_>; 7] = [
+        let delay: [Param<'_>; 8] = [
             &later_columns.ids,
             &later_columns.lanes,
             &later_columns.max_attempts,
@@ -275,6 +280,7 @@ impl<'a> Plan<'a> {
             &later_columns.payloads,
             &delays,
             &times,
+            &later_columns.expiries,
         ];
         // On the direct connection the notification follows the commit without waiting for its answer; from another one it could
         // come before it.
@@ -341,7 +347,7 @@ impl<'a> Plan<'a> {
         Ok(Sent::Done)
     }
 
-    fn whens(&self, tasks: &[usize]) -> impl Iterator<Item = (Option<f64>, Option<std::time::SystemTime>)> {
+    fn whens(&self, tasks: &[usize]) -> impl Iterator<Item = (Option<f64>, Option<SystemTime>)> {
         tasks.iter().map(|&n| self.tasks[n].when.map_or((None, None), When::columns))
     }
 
@@ -395,6 +401,7 @@ struct Columns<'a> {
     max_attempts: Vec<i16>,
     formats: Vec<i8>,
     payloads: Vec<&'a [u8]>,
+    expiries: Vec<Option<SystemTime>>,
 }
 
 impl<'a> Columns<'a> {
@@ -405,6 +412,7 @@ impl<'a> Columns<'a> {
             max_attempts: tasks.iter().map(|&n| plan.tasks[n].max_attempts).collect(),
             formats: tasks.iter().map(|&n| plan.tasks[n].format).collect(),
             payloads: tasks.iter().map(|&n| plan.tasks[n].payload.as_slice()).collect(),
+            expiries: expiries(tasks.iter().map(|&n| plan.tasks[n].expires_at)),
         }
     }
 }

@@ -136,6 +136,8 @@ impl Spool {
                 out.push(tag);
                 out.extend(bits.to_le_bytes());
             }
+            put(&mut out, group.expiries.len());
+            group.expiries.iter().for_each(|us| out.extend(us.to_le_bytes()));
             put(&mut out, group.rows.len());
             out.extend(&group.rows);
         }
@@ -176,9 +178,13 @@ impl Spool {
                 let bits = u64::from_le_bytes(r.array()?);
                 whens.push(if tag == 0 { When::After(f64::from_bits(bits)) } else { When::At(bits.cast_signed()) });
             }
+            let mut expiries = Vec::new();
+            for _ in 0..r.size()? {
+                expiries.push(i64::from_le_bytes(r.array()?));
+            }
             let size = r.size()?;
             let rows = r.take(size)?.to_vec();
-            batch.groups.push(Group { lane, max_attempts, is_delayed, whens, len, rows });
+            batch.groups.push(Group { lane, max_attempts, is_delayed, whens, expiries, len, rows });
         }
         for _ in 0..r.size()? {
             batch.order.push(r.u32()?);
@@ -262,7 +268,8 @@ mod tests {
                 1 => Some(When::After(1.5)),
                 _ => Some(When::At(-7)),
             };
-            let at = batch.group(&lanes[i % 2], 3, when.is_some());
+            let expires_at = (i % 5 == 0).then_some(-3);
+            let at = batch.group(&lanes[i % 2], 3, when.is_some(), expires_at.is_some());
             let token = (i % 4 == 0).then(|| format!("ü{i}"));
             let rule = match i % 3 {
                 0 => TokenRule::default(),
@@ -278,7 +285,9 @@ mod tests {
                 out.extend(i.to_string().as_bytes());
                 Ok::<(), ()>(())
             };
-            batch.push(at, when, token.as_deref().map(|token| (token, rule)), Format::Json, encode).unwrap();
+            batch
+                .push(at, when, expires_at, token.as_deref().map(|token| (token, rule)), Format::Json, encode)
+                .unwrap();
         }
         batch
     }

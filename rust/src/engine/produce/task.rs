@@ -78,12 +78,23 @@ impl When {
     pub fn columns(self) -> (Option<f64>, Option<SystemTime>) {
         match self {
             Self::After(seconds) => (Some(seconds), None),
-            Self::At(us) => {
-                let distance = Duration::from_micros(us.unsigned_abs());
-                (None, if us < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) })
-            }
+            Self::At(us) => (None, time_of(us)),
         }
     }
+}
+
+/// The time so many microseconds after the Unix epoch.
+fn time_of(us: i64) -> Option<SystemTime> {
+    let distance = Duration::from_micros(us.unsigned_abs());
+    if us < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) }
+}
+
+/// When tasks expire, as a column; empty where none does, which a statement takes for so many NULLs.
+pub fn expiries(times: impl Iterator<Item = Option<i64>> + Clone) -> Vec<Option<SystemTime>> {
+    if times.clone().all(|us| us.is_none()) {
+        return Vec::new();
+    }
+    times.map(|us| us.and_then(time_of)).collect()
 }
 
 /// Among which tasks a token is unique.
@@ -169,6 +180,8 @@ pub struct NewTask {
     pub payload: Vec<u8>,
     /// None: it may start at once.
     pub when: Option<When>,
+    /// Microseconds since the Unix epoch: not started by then, it has expired. None: never.
+    pub expires_at: Option<i64>,
     /// Its token as it stands in the table ([`Scope::key`]).
     pub token: Option<String>,
     /// How the token is meant.

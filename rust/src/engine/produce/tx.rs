@@ -16,7 +16,7 @@ use crate::engine::produce::copy::{Batch, Blocks, Chunk, Chunker, Home};
 use crate::engine::produce::ids::{EnqueuedIds, Run, RunIter};
 use crate::engine::produce::swap;
 use crate::engine::produce::task::{LaneKey, TokenRule, When};
-use crate::engine::produce::texts::{Params, add, add_bytes, bytes, close};
+use crate::engine::produce::texts::{Params, add, add_bytes, add_or_null, bytes, close};
 use crate::engine::produce::tokens::{self, Wanted};
 use crate::engine::produce::{SMALL_BYTES, SMALL_TASKS};
 
@@ -27,7 +27,7 @@ const SLICE_BYTES: usize = 4 * 1024 * 1024;
 /// Encoded bytes of one call: it is held in memory as a whole, so that nothing is sent before all of it is checked.
 const CALL_BYTES: usize = 1024 * 1024 * 1024;
 /// Parameters of `enqueue_tx.sql`.
-const PARAMS: usize = 21;
+const PARAMS: usize = 24;
 
 /// What the producer's own connection gives.
 #[derive(Debug)]
@@ -260,13 +260,13 @@ impl TxTasks {
         let mut columns = Columns::new(self.leaf);
         columns.take(self, &asked);
         for (at, group) in self.batch.groups.iter().enumerate() {
-            let mut whens = group.whens.iter();
+            let (mut whens, mut expiries) = (group.whens.iter(), group.expiries.iter().copied());
             for (row, &task) in group.rows().zip(&self.tasks[at]) {
-                let when = whens.next();
+                let (when, expires_at) = (whens.next(), expiries.next());
                 let is_open = self.holders[task] == 0 && !self.has_token[task];
                 if self.is_due[task] || (is_open && (is_first || self.wants_token[task])) {
-                    let content =
-                        Content { id: self.ids[task], lane: self.lanes[at], max_attempts: group.max_attempts };
+                    let (id, lane, max_attempts) = (self.ids[task], self.lanes[at], group.max_attempts);
+                    let content = Content { id, lane, max_attempts, expires_at };
                     match when {
                         Some(when) => columns.put_later(content, row.format(), row.payload(), *when),
                         None => columns.put_now(content, row.format(), row.payload(), self.wants_token[task]),
@@ -307,21 +307,25 @@ impl TxTasks {
         self.tasks[group].iter().map(|&task| (self.holders[task] == 0).then_some(self.ids[task]))
     }
 
-    /// A large call's rows as binary COPY in blocks, and the statements that follow it: chunks, and tasks for later.
+    /// A large call's rows as binary COPY in blocks, and the statements that follow it: chunks, tasks for later, and tasks that expire.
     pub fn write_large(&self) -> (Vec<Bytes>, Vec<Params>) {
         let (mut chunker, mut blocks) = (Chunker::new(), Blocks::new());
         let mut statements = Vec::new();
         let mut later = Columns::new(self.leaf);
         for (at, group) in self.batch.groups.iter().enumerate() {
             let lane = self.lanes[at];
-            if !group.is_delayed {
+            if !group.is_delayed && !group.expires() {
                 group.finish(Home { lane, leaf: self.leaf }, self.ids_of(at), &mut chunker, &mut blocks);
                 continue;
             }
-            for ((row, when), id) in group.rows().zip(&group.whens).zip(self.ids_of(at)) {
+            for (n, (row, id)) in group.rows().zip(self.ids_of(at)).enumerate() {
                 let Some(id) = id else { continue };
-                let content = Content { id, lane, max_attempts: group.max_attempts };
-                later.put_later(content, row.format(), row.payload(), *when);
+                let expires_at = group.expiries.get(n).copied();
+                let content = Content { id, lane, max_attempts: group.max_attempts, expires_at };
+                match group.whens.get(n) {
+                    Some(when) => later.put_later(content, row.format(), row.payload(), *when),
+                    None => later.put_now(content, row.format(), row.payload(), false),
+                }
                 if later.is_full() {
                     statements.push(std::mem::replace(&mut later, Columns::new(self.leaf)).finish());
                 }
@@ -396,6 +400,7 @@ struct Content {
     id: i64,
     lane: i32,
     max_attempts: i16,
+    expires_at: Option<i64>,
 }
 
 /// The parameters of `enqueue_tx.sql` while they are filled.
@@ -404,6 +409,8 @@ struct Columns {
     chunker: Chunker,
     tasks: usize,
     bytes: usize,
+    /// Elements so far of tasks, chunks and tasks for later.
+    counts: [usize; 3],
 }
 
 // Parameters by their place.
@@ -413,12 +420,13 @@ const TOKEN_IDS: usize = 3;
 const NOW: usize = 4;
 const CHUNKS: usize = 9;
 const LATER: usize = 14;
+const EXPIRIES: usize = 21;
 
 impl Columns {
     fn new(leaf: i16) -> Self {
         let mut texts = [(); PARAMS].map(|()| String::new());
         add(&mut texts[0], leaf);
-        Self { texts, chunker: Chunker::new(), tasks: 0, bytes: 0 }
+        Self { texts, chunker: Chunker::new(), tasks: 0, bytes: 0, counts: [0; 3] }
     }
 
     fn is_full(&self) -> bool {
@@ -444,10 +452,11 @@ impl Columns {
 
     fn put_now(&mut self, content: Content, format: i8, payload: &[u8], is_alone: bool) {
         self.put(NOW, content, format, payload);
+        self.put_expiry(0, content.expires_at);
         if is_alone {
             self.chunker.cut();
         }
-        self.chunker.push(content.id, content.lane, content.max_attempts, payload.len());
+        self.chunker.push(content.id, content.lane, content.max_attempts, payload.len(), content.expires_at);
         if is_alone {
             self.chunker.cut();
         }
@@ -455,6 +464,7 @@ impl Columns {
 
     fn put_later(&mut self, content: Content, format: i8, payload: &[u8], when: When) {
         self.put(LATER, content, format, payload);
+        self.put_expiry(2, content.expires_at);
         let (delay, us) = match when {
             When::After(seconds) => (seconds.to_string(), "NULL".to_owned()),
             When::At(us) => ("NULL".to_owned(), us.to_string()),
@@ -469,6 +479,20 @@ impl Columns {
         add(&mut self.texts[CHUNKS + 2], chunk.task_bytes);
         add(&mut self.texts[CHUNKS + 3], chunk.lo);
         add(&mut self.texts[CHUNKS + 4], chunk.hi);
+        self.put_expiry(1, chunk.expires_at);
+    }
+
+    /// An element more of one of the last three parameters, which stay empty until something expires.
+    fn put_expiry(&mut self, which: usize, expires_at: Option<i64>) {
+        let (text, before) = (&mut self.texts[EXPIRIES + which], self.counts[which]);
+        self.counts[which] += 1;
+        if expires_at.is_none() && text.is_empty() {
+            return;
+        }
+        if text.is_empty() {
+            (0..before).for_each(|_| add(text, "NULL"));
+        }
+        add_or_null(text, expires_at);
     }
 
     fn finish(mut self) -> Params {
@@ -492,9 +516,9 @@ mod tests {
                 lanes.push(LaneKey::new("default", kind, 0).unwrap());
             }
             let lane = lanes.iter().find(|lane| lane.kind == *kind).unwrap();
-            let at = batch.group(lane, 3, when.is_some());
+            let at = batch.group(lane, 3, when.is_some(), false);
             batch
-                .push(at, *when, token.map(|t| (t, TokenRule::default())), Format::Json, |out| {
+                .push(at, *when, None, token.map(|token| (token, TokenRule::default())), Format::Json, |out| {
                     out.extend_from_slice(b"{}");
                     Ok::<(), ()>(())
                 })

@@ -77,9 +77,11 @@ impl Witness {
             ([self.lane], [self.max_attempts], [self.format], [&self.payload[..]]);
         let probed = async {
             link.batch(begin).await?;
+            // What goes away again need not expire.
+            let none_time: &[Option<std::time::SystemTime>] = &[];
             if let Some(when) = self.when {
                 let (delay, time) = when.columns();
-                let params: [Param<'_>; 7] = [
+                let params: [Param<'_>; 8] = [
                     &&ids[..],
                     &&lanes[..],
                     &&max_attempts[..],
@@ -87,6 +89,7 @@ impl Witness {
                     &&payloads[..],
                     &&[delay][..],
                     &&[time][..],
+                    &none_time,
                 ];
                 link.execute("delay_tasks", &params).await?;
                 // It may have been promoted in between; then there is more than what was just written.
@@ -94,7 +97,7 @@ impl Witness {
             }
             let (none, none_small, none_int): (&[i64], &[i16], &[i32]) = (&[], &[], &[]);
             let silent: Option<&str> = None;
-            let params: [Param<'_>; 13] = [
+            let params: [Param<'_>; 15] = [
                 &self.leaf,
                 &&ids[..],
                 &&lanes[..],
@@ -108,6 +111,8 @@ impl Witness {
                 &none,
                 &silent,
                 &silent,
+                &none_time,
+                &none_time,
             ];
             link.execute("enqueue_tasks", &params).await?;
             Ok(false)

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use tokio_postgres::Row;
 
 use crate::engine::consume::claim::{Brought, Claimer};
+use crate::engine::consume::counters::Counters;
+use crate::engine::consume::moment::Moment;
 use crate::engine::consume::outcomes::Ended;
 use crate::engine::consume::task::{Chunk, Failure, Holder, Outcome};
 use crate::engine::error::{Error, Result};
@@ -31,12 +33,25 @@ impl Claimer<'_> {
         if chunk.ids().len() < expected {
             self.find_missing(&mut chunk, leaf, lo, hi).await?;
         }
+        if row.get(14) {
+            self.find_lefts(&mut chunk, leaf, lo, hi).await?;
+        }
         let taken = brought.lanes.entry((lane_id, track)).or_default();
         taken.0 += 1;
         taken.1 += hi - lo + 1;
         taken.2 = taken.2.max(if shrunk { rid } else { rid + 1 });
         brought.tasks += chunk.ids().len();
         Ok(chunk)
+    }
+
+    /// When its tasks expire, as a time of ours. What is on the way here is the tasks' gain: none ends before its time.
+    async fn find_lefts(&self, chunk: &mut Chunk, leaf: i16, lo: i64, hi: i64) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        Counters::add(&self.shared.counters.statements, 1);
+        let rows = link.query("read_lefts", &[&leaf, &lo, &hi]).await?;
+        let lefts = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        chunk.expire(&lefts, Moment::now());
+        Ok(())
     }
 
     /// Fewer rows than ids: an edit or a move overtook the claim's snapshot. A new statement sees them; what is still missing has no

@@ -21,6 +21,8 @@ pub(super) struct Flush {
     pub(super) failed: Vec<(i64, i64, Failure, u32)>,
     /// Claim, id and seconds.
     pub(super) snoozed: Vec<(i64, i64, f64)>,
+    /// Claim and id.
+    pub(super) expired: Vec<(i64, i64)>,
     pub(super) given_back: BTreeMap<i64, Vec<i64>>,
     pub(super) count: usize,
     pub(super) bytes: usize,
@@ -34,6 +36,7 @@ pub(super) enum Part {
     Completed,
     Failed,
     Snoozed,
+    Expired,
     GivenBack,
 }
 
@@ -72,6 +75,7 @@ impl Flush {
             Outcome::Returned(value) => self.returned.entry(no).or_default().push((id, ended.took_us, value)),
             Outcome::Failed(failure) => self.failed.push((no, id, *failure, ended.took_us)),
             Outcome::Snoozed(delay) => self.snoozed.push((no, id, delay)),
+            Outcome::Expired => self.expired.push((no, id)),
             Outcome::GivenBack => self.given_back.entry(no).or_default().push(id),
             Outcome::Dropped => {}
         }
@@ -103,9 +107,10 @@ impl Flush {
         let failed = failed.map(move |(no, id, f, took)| ended(no, id, took, Outcome::Failed(Box::new(f))));
         let snoozed = self.snoozed.into_iter();
         let snoozed = snoozed.map(move |(no, id, delay)| ended(no, id, 0, Outcome::Snoozed(delay)));
+        let expired = self.expired.into_iter().map(move |(no, id)| ended(no, id, 0, Outcome::Expired));
         let back = self.given_back.into_iter().flat_map(|(no, ids)| ids.into_iter().map(move |id| (no, id)));
         let back = back.map(move |(no, id)| ended(no, id, 0, Outcome::GivenBack));
-        completed.chain(returned).chain(failed).chain(snoozed).chain(back)
+        completed.chain(returned).chain(failed).chain(snoozed).chain(expired).chain(back)
     }
 
     /// Members by claim, for the books.
@@ -120,7 +125,8 @@ impl Flush {
         for (no, ids) in &self.given_back {
             *counts.entry(*no).or_default() += ids.len() as u64;
         }
-        for no in self.failed.iter().map(|f| f.0).chain(self.snoozed.iter().map(|s| s.0)) {
+        let put_off = self.snoozed.iter().map(|s| s.0);
+        for no in self.failed.iter().map(|f| f.0).chain(put_off).chain(self.expired.iter().map(|e| e.0)) {
             *counts.entry(no).or_default() += 1;
         }
         counts
@@ -153,28 +159,29 @@ mod tests {
         flush.add(ended(4, Outcome::Failed(Box::new(failure))));
         flush.add(ended(5, Outcome::Snoozed(1.0)));
         flush.add(ended(6, Outcome::GivenBack));
+        flush.add(ended(7, Outcome::Expired));
         flush
     }
 
     #[test]
     fn members_come_out_as_they_went_in() {
         let flush = mixed();
-        assert_eq!((flush.count, flush.completions()), (6, 3));
-        assert_eq!(flush.by_claim(), HashMap::from([(0, 3), (1, 3)]));
+        assert_eq!((flush.count, flush.completions()), (7, 3));
+        assert_eq!(flush.by_claim(), HashMap::from([(0, 3), (1, 4)]));
         let mut members: Vec<Ended> = flush.into_members().collect();
         members.sort_by_key(|m| m.holder.id);
-        assert_eq!(members.iter().map(|m| m.holder.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
-        assert_eq!(members.iter().map(Ended::bytes).collect::<Vec<_>>(), [0, 3, 4, 0, 0, 0]);
+        assert_eq!(members.iter().map(|m| m.holder.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(members.iter().map(Ended::bytes).collect::<Vec<_>>(), [0, 3, 4, 0, 0, 0, 0]);
     }
 
     #[test]
     fn a_split_loses_nothing() {
         let (a, b) = mixed().split();
-        assert_eq!((a.count, b.count), (3, 3));
+        assert_eq!((a.count, b.count), (3, 4));
         assert!(a.in_doubt && b.in_doubt);
         let mut ids: Vec<i64> = a.into_members().chain(b.into_members()).map(|m| m.holder.id).collect();
         ids.sort_unstable();
-        assert_eq!(ids, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(ids, [1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]

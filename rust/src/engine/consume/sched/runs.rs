@@ -13,6 +13,8 @@ pub enum Begun {
     Run,
     /// Nothing may start here now: give it back.
     Late(Task),
+    /// It has expired.
+    Over(Task),
     /// It was taken away meanwhile: others have it, or will.
     Gone,
 }
@@ -67,13 +69,15 @@ impl Sched {
     /// take its time. Only from here on it is named as running, and may be charged.
     pub fn begin_run(&mut self, run: u64, now: Moment, may_start: impl FnOnce() -> bool) -> Begun {
         let Some(found) = self.runs.get_mut(&run) else { return Begun::Gone };
-        if may_start() {
+        let is_over = found.task.is_over(now);
+        let may_start = may_start();
+        if may_start && !is_over {
             found.started = Some(now);
             return Begun::Run;
         }
         let Some(late) = self.runs.remove(&run) else { return Begun::Gone };
         self.ended(late.task.chunk.kind);
-        Begun::Late(late.task)
+        if may_start { Begun::Over(late.task) } else { Begun::Late(late.task) }
     }
 
     /// An async task has ended. `None`: its attempt had ended before.

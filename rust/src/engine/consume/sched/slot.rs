@@ -46,7 +46,8 @@ pub enum Next {
 
 impl Slot {
     /// The next task of this thread's batch. `may_start` is asked under the lock under which a death takes away what has not started:
-    /// after it a new registration makes starts possible again, and nothing that was lost may be here then.
+    /// after it a new registration makes starts possible again, and nothing that was lost may be here then. What has expired is passed over, and
+    /// ends as that.
     ///
     /// `now` is the end of the task before. A machine or process that stands still after it was read, and before the handler's first
     /// line, starts one task late: no check can be one with the start. That run's result is refused.
@@ -58,9 +59,15 @@ impl Slot {
         if !may_start() {
             return Next::Late(slot.local.drain(..).collect());
         }
-        let Some(task) = slot.local.pop_front() else { return Next::Done };
-        slot.current = Some(Current { task: task.clone(), started: now });
-        Next::Run(task)
+        while let Some(task) = slot.local.pop_front() {
+            if task.is_over(now) {
+                slot.ended.push(Ended { holder: task.holder(), took_us: 0, outcome: Outcome::Expired });
+                continue;
+            }
+            slot.current = Some(Current { task: task.clone(), started: now });
+            return Next::Run(task);
+        }
+        Next::Done
     }
 
     /// The current task's handler has ended. Does nothing where its attempt ended before (timed out): its result must not count.
