@@ -62,5 +62,9 @@ def test_a_cancelled_run_that_runs_out_of_time_stays_cancelled(lab: Lab) -> None
     wait_until(lambda: runs.ids == [id_])
     with Client(lab.dsn, schema=lab.schema) as client:
         client.cancel_task(id_)
-        wait_until(lambda: consumer.stats()["refused"] == 1)
-        assert (client.get_task(id_).state, runs.ids) == ("cancelled", [id_])
+        wait_until(lambda: consumer.stats()["cancelled"] == 1)
+        running = consumer._running
+        assert running is not None
+        wait_until(lambda: running.engine.running == 0, message="its place to be free")
+        record = client.get_task(id_)
+    assert (record.state, record.errors, runs.ids) == ("cancelled", (), [id_])
