@@ -12,9 +12,11 @@ WITH first AS MATERIALIZED (
     DELETE FROM fastq.ready WHERE hi = ANY (ARRAY (SELECT hi FROM first WHERE lo = hi)) RETURNING hi
 ), part AS (
     UPDATE fastq.ready SET lo = lo + 1 WHERE hi = ANY (ARRAY (SELECT hi FROM first WHERE lo < hi)) RETURNING hi
+), taken AS MATERIALIZED (
+    SELECT * FROM first WHERE hi IN (SELECT hi FROM whole UNION ALL SELECT hi FROM part)
 )
 INSERT INTO fastq.delayed (id, run_at, lane, leaf, attempts, max_attempts, task_bytes, kind, expires_at)
-SELECT lo, clock_timestamp() + interval '1 minute', lane, leaf, attempts, max_attempts, task_bytes, 'scheduled',
-       CASE WHEN expires_at IS NOT NULL THEN (SELECT t.expires_at FROM fastq.task t WHERE t.leaf = first.leaf AND t.id = first.lo) END
-  FROM first WHERE hi IN (SELECT hi FROM whole UNION ALL SELECT hi FROM part)
+SELECT k.lo, clock_timestamp() + interval '1 minute', k.lane, k.leaf, k.attempts, k.max_attempts, k.task_bytes, 'scheduled', t.expires_at
+  FROM taken k LEFT JOIN LATERAL (SELECT expires_at FROM fastq.task
+                                   WHERE k.expires_at IS NOT NULL AND task.leaf = k.leaf AND task.id = k.lo OFFSET 0) t ON true
 RETURNING id

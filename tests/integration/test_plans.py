@@ -54,6 +54,7 @@ HOT = (
     "lock_tokens",
     "promote_tasks",
     "read_claims",
+    "read_own_claims",
     "read_tasks",
     "rescue_claims",
     "retry_dead",
