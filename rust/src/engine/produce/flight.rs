@@ -245,12 +245,7 @@ impl<'a> Plan<'a> {
         let later: Vec<_> = new().filter(|&n| self.tasks[n].when.is_some()).collect();
         let (now_columns, later_columns) = (Columns::of(self, &now), Columns::of(self, &later));
         let (delays, times): (Vec<_>, Vec<_>) = self.whens(&later).unzip();
-        let mut chunker = Chunker::new();
-        for &n in &now {
-            let task = self.tasks[n];
-            chunker.push(self.ids[n], self.lanes[n], task.max_attempts, task.payload.len(), task.expires_at);
-        }
-        let chunks = ChunkColumns::from(chunker.finish());
+        let chunks = self.chunks(&now);
         let is_direct = std::ptr::eq(manner.line, &raw const shared.direct);
         let is_alone = !begin.is_empty() && !is_again && (now.is_empty() || later.is_empty());
         let turn = if is_alone && is_direct && later.is_empty() { take_turn(shared, &chunks.lanes) } else { None };
@@ -345,6 +340,15 @@ impl<'a> Plan<'a> {
             tell();
         }
         Ok(Sent::Done)
+    }
+
+    fn chunks(&self, tasks: &[usize]) -> ChunkColumns {
+        let mut chunker = Chunker::new();
+        for &n in tasks {
+            let task = self.tasks[n];
+            chunker.push(self.ids[n], self.lanes[n], task.max_attempts, task.payload.len(), task.expires_at);
+        }
+        ChunkColumns::from(chunker.finish())
     }
 
     fn whens(&self, tasks: &[usize]) -> impl Iterator<Item = (Option<f64>, Option<SystemTime>)> {
