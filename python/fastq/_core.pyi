@@ -24,6 +24,7 @@ __all__ = [
     "queries",
     "render",
     "rights_of",
+    "running_task",
     "version",
 ]
 
