@@ -177,6 +177,7 @@ def test_a_dead_task_that_can_not_be_forgotten_keeps_no_other_clean_up_waiting(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "fastq")
+    lab.db.execute("INSERT INTO lane (queue, type) VALUES ('default', 't')")
     lab.db.execute(
         "INSERT INTO dead (id, ended_at, created_at, lane, attempts, max_attempts, state, format, payload) "
         "VALUES (1, now() - interval '30 days', now(), 1, 1, 1, 'failed', 'j', 'null')"
