@@ -35,7 +35,7 @@ def test_running_idle(lab: Lab, max_attempts: int, place: tuple[str, str | None]
 @pytest.mark.parametrize("commit", [True, False], ids=["commit", "rollback"])
 def test_running_racing_a_cancel(lab: Lab, *, commit: bool) -> None:
     runs = Runs()
-    consumer = lab.consumer(runs, timeout=1.0)
+    consumer = lab.consumer(runs, timeout=4.0)
     [id_] = lab.enqueue("hold", max_attempts=1)
     wait_until(lambda: runs.ids == [id_])
     with Client(lab.dsn, schema=lab.schema) as client, psycopg.connect(lab.dsn) as connection:
