@@ -177,20 +177,19 @@ def test_statements_are_told_how_to_plan_and_commit(pooled: str, schema: str, ds
         assert rows.fetchall() == [("producer", "off", "on"), ("worker", "off", "off")]
 
 
-def test_names_that_others_left_in_the_sessions(
-    bouncer: PgBouncer, schema: str, producer: Producer, db: psycopg.Connection
-) -> None:
-    """The driver of the COPY names its statements s0, s1, …: so do those of others."""
-    with psycopg.connect(bouncer.dsn, autocommit=True) as careless:
-        for n in range(200):
-            careless.execute(f"PREPARE s{n} AS SELECT 1".encode())
-    try:
-        for _ in range(3):
-            producer.enqueue_many(Task("t", n) for n in range(100))
+def test_names_that_others_left_in_the_sessions(dsn: str, migrated: str, db: psycopg.Connection) -> None:
+    """The driver of the COPY names its statements s0, s1, …: so do those of others.
+
+    Through a pooler of the test's own, with one session: the names are surely where the COPY comes, and with no other test.
+    """
+    with PgBouncer(dsn, pool_size=1) as own:
+        with psycopg.connect(own.dsn, autocommit=True) as careless:
+            for n in range(200):
+                careless.execute(f"PREPARE s{n} AS SELECT 1".encode())
+        with Producer(own.dsn, schema=migrated) as producer:
+            for _ in range(3):
+                producer.enqueue_many(Task("t", n) for n in range(100))
         assert states(db) == {"pending": 300}
-    finally:
-        with psycopg.connect(bouncer.dsn, autocommit=True) as careless:
-            careless.execute("DEALLOCATE ALL")
 
 
 def test_the_pooler_goes_away_and_comes_back(dsn: str, migrated: str, db: psycopg.Connection) -> None:
