@@ -15,6 +15,8 @@ STATEFUL_STEPS ?= 5000
 GUARDS ?=
 CHAOS_SECONDS ?= 1800
 CHAOS_SEED ?=
+# The last commit of the first schema step.
+UPGRADE_FROM ?= b95f37d0458c5133f7fcb354a610ccd948fc41ad
 
 bin := $(VENV)/bin
 python := $(bin)/python
@@ -34,7 +36,7 @@ help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) WORKERS=%s PYTEST_ARGS= BENCH_ARGS= FAULT_REPEATS=%s GUARDS= CHAOS_SECONDS=%s CHAOS_SEED=\n' \
+	@printf '\nVariables: PYTHON=%s VENV=%s PROFILE=%s (fastdev builds faster) WORKERS=%s PYTEST_ARGS= BENCH_ARGS= FAULT_REPEATS=%s GUARDS= CHAOS_SECONDS=%s CHAOS_SEED= UPGRADE_FROM=\n' \
 		'$(PYTHON)' '$(VENV)' '$(PROFILE)' '$(WORKERS)' '$(FAULT_REPEATS)' '$(CHAOS_SECONDS)'
 
 ##@ Use it
@@ -73,6 +75,10 @@ faults: setup ## Force every fault at default settings, each race FAULT_REPEATS 
 .PHONY: chaos
 chaos: setup ## Everything that goes wrong, at once, for CHAOS_SECONDS; then account for every task
 	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(python) -m tests.chaos.run
+
+.PHONY: upgrade
+upgrade: setup ## Let workers of UPGRADE_FROM go on under load while the schema is migrated and new ones join
+	UPGRADE_FROM=$(UPGRADE_FROM) $(python) -m tests.upgrade.run
 
 .PHONY: stateful
 stateful: setup ## Run the whole queue beside a plain model for STATEFUL_STEPS steps

@@ -1,5 +1,5 @@
-//! Lists the SQL files for `engine::sql`: one statement a file under sql/queries, one pair a schema step under sql/migrations, one file a
-//! kind of role under sql/grants.
+//! Lists the SQL files for `engine::sql`: one statement a file under sql/queries, one pair a schema step under sql/migrations (and its
+//! indexes, where it has some), one file a kind of role under sql/grants.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -31,16 +31,22 @@ fn main() {
     out.push_str("];\n/// What each kind of role is granted.\npub static GRANTS: &[(&str, &str)] = &[\n");
     list(&mut out, &root.join("sql/grants"));
     out.push_str(
-        "];\n/// Every schema step: version, name, up, down.\npub static MIGRATIONS: &[(i32, &str, &str, &str)] = &[\n",
+        "];\n/// Every schema step: version, name, up, down, indexes.\npub static MIGRATIONS: &[(i32, &str, &str, &str, &str)] = &[\n",
     );
     for up in files(&root.join("sql/migrations")).into_iter().filter(|p| p.to_string_lossy().ends_with(".up.sql")) {
         let stem = up.file_name().expect("a file").to_string_lossy().trim_end_matches(".up.sql").to_owned();
         let (version, name) = stem.split_once('_').expect("a step is named 0001_name.up.sql");
         let version: i32 = version.parse().expect("a step's name starts with its number");
         let down = up.with_file_name(format!("{stem}.down.sql"));
+        let indexes = up.with_file_name(format!("{stem}.indexes.sql"));
+        let indexes = if indexes.exists() {
+            format!("include_str!({:?})", indexes.display().to_string())
+        } else {
+            String::from("\"\"")
+        };
         writeln!(
             out,
-            "    ({version}, {name:?}, include_str!({:?}), include_str!({:?})),",
+            "    ({version}, {name:?}, include_str!({:?}), include_str!({:?}), {indexes}),",
             up.display().to_string(),
             down.display().to_string()
         )

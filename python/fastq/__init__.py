@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastq._function import TaskFunction
     from fastq.app import App
     from fastq.async_client import AsyncClient
-    from fastq.client import Client, FailedAttempt, Page, TaskRecord
+    from fastq.client import Client, ConsumerRecord, FailedAttempt, Page, TaskRecord
     from fastq.consumer import Consumer
     from fastq.context import current_task
     from fastq.control import SkipRetry, Snooze, SnoozeWithError, TaskCancelled
@@ -52,6 +52,7 @@ _LAZY = {
     "Client": "fastq.client",
     "ConstantBackoff": "fastq.retry",
     "Consumer": "fastq.consumer",
+    "ConsumerRecord": "fastq.client",
     "Depends": "fastq.lifespan",
     "ErrorHook": "fastq.outcome",
     "ExponentialBackoff": "fastq.retry",
@@ -80,6 +81,7 @@ __all__ = [
     "ConstantBackoff",
     "Consumer",
     "ConsumerError",
+    "ConsumerRecord",
     "DatabaseError",
     "Depends",
     "DuplicateTask",

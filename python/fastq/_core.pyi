@@ -33,8 +33,8 @@ version: str
 def queries() -> dict[str, str]:
     """The statements of sql/queries by name, as written: their objects carry the prefix ``fastq.``."""
 
-def migrations() -> list[tuple[int, str, str, str]]:
-    """Schema steps in order: version, name, up, down."""
+def migrations() -> list[tuple[int, str, str, str, str]]:
+    """Schema steps in order: version, name, up, down, indexes."""
 
 def grants() -> list[tuple[str, str]]:
     """The text of sql/grants by kind of role: objects carry the prefix ``fastq.``, the role is ``fastq_<kind>``."""
@@ -163,6 +163,9 @@ class Engine:
     @property
     def failure(self) -> str | None:
         """What ended the engine's thread, if it was no stop."""
+    @property
+    def stuck(self) -> int:
+        """Sync handlers that go on although their time is up."""
     @property
     def running(self) -> int:
         """Handlers that run now."""

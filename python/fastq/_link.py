@@ -6,6 +6,7 @@ For threads, or coroutines, that take turns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -216,16 +217,30 @@ def _planned(turn: Turn[T]) -> Work[T]:
     return (yield from turn.work())
 
 
+def _planned_as_guest(turn: Turn[T]) -> Work[T]:
+    """In a transaction that goes on: its own statements shall be planned as they were."""
+    [(jit, scan, *_)] = yield Statement("set_plan", "off" if turn.walk else "on")
+    try:
+        answer = yield from turn.work()
+    except Exception:
+        # Where the server refused a statement it takes no other, and the rollback, to a savepoint too, puts all back.
+        with contextlib.suppress(DatabaseError):
+            yield Statement("reset_plan", jit, scan)
+        raise
+    yield Statement("reset_plan", jit, scan)
+    return answer
+
+
 def borrowed(plan: Plan[T], db: Borrowed) -> T:
     """Go through a plan in the user's open transaction."""
     db.perform(migrations.checking(db.schema))
-    return conduct(plan, lambda turn: db.perform(turn.work()))
+    return conduct(plan, lambda turn: db.perform(_planned_as_guest(turn)))
 
 
 async def aborrowed(plan: Plan[T], db: AsyncBorrowed) -> T:
     """As `borrowed`."""
     await db.perform(migrations.checking(db.schema))
-    return await aconduct(plan, lambda turn: db.perform(turn.work()))
+    return await aconduct(plan, lambda turn: db.perform(_planned_as_guest(turn)))
 
 
 __all__ = ["AsyncLink", "Link", "aborrowed", "borrowed"]

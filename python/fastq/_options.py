@@ -57,6 +57,9 @@ class ConsumerOptions(TypedDict, total=False):
     ageing: int
     """Each so many claims, one takes, in each queue, tasks of one of the lower priorities alone, those in turn (0: none, and a queue's
     tasks of a higher priority keep the lower ones waiting for as long as there are any)."""
+    stuck_limit: int
+    """Sync handlers whose ``timeout`` is over and that go on all the same, at most (32). Each holds a thread, and another thread has
+    taken its place. With one more, the consumer ends in order, as a stop does, and says why: a new process is rid of them."""
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -201,6 +204,8 @@ def read_name(what: str, value: object) -> str:
         raise SettingsError(f"{what} has {len(value):,} characters, but must have 1 to {NAME_LIMIT}: {value[:40]!r}")
     if "\0" in value:
         raise SettingsError(f"{what} is {value!r}, but must hold no NUL character")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise SettingsError(f"{what} is {value!r}, but must hold no lone surrogate")
     return value
 
 

@@ -13,12 +13,14 @@ from fastq._records import (
     LAST_ID,
     STATES,
     WAITING,
+    ConsumerRecord,
     Kind,
     Page,
     State,
     TaskRecord,
     check_states,
     places_of,
+    to_consumer,
     to_record,
 )
 from fastq._work import Plan, Statement, Turn, Work, read, take
@@ -63,6 +65,8 @@ def list_tasks(
         raise SettingsError(f"limit is {limit!r}, but must be a whole number from 1 to {LIMIT:,}")
     if order_by not in ("created_at", "id"):
         raise SettingsError(f"order_by is {order_by!r}, but must be 'created_at' or 'id'")
+    if not isinstance(descending, bool):
+        raise SettingsError(f"descending is {descending!r:.100}, but must be True or False")
     time, last_id = _from_after(after, order_by, descending=descending)
     lanes = yield from _lanes_of(types, queues, priorities)
     # One more than wanted tells whether there are more.
@@ -91,6 +95,12 @@ def counts(by: Literal["queue", "type"] | None, states: Sequence[State | Kind] |
             if state in numbers:
                 numbers[state] += tasks
     return split if by is not None else split.get("", dict.fromkeys(wanted, 0))
+
+
+def list_consumers() -> Plan[tuple[ConsumerRecord, ...]]:
+    """Of `Client.list_consumers`."""
+    rows = yield from read("list_consumers", walk=True)
+    return tuple(to_consumer(row) for row in rows)
 
 
 def act(schema: str, action: Action, id_: int, change: Change = _NO_CHANGE) -> Plan[TaskRecord]:

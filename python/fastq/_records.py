@@ -70,6 +70,37 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsumerRecord:
+    """A consumer as it was when it was looked at. Times are aware, UTC, by the database's clock."""
+
+    id: int
+    """New with each registration; that of its attempts' records in the tables."""
+    host: str
+    pid: int
+    version: str
+    """Its fastq's."""
+    started_at: datetime
+    beat_at: datetime
+    """When it last said that it lives."""
+    dead_at: datetime | None
+    """When it was declared dead, after a silence: what it held runs again. None: it lives, as far as is known."""
+    is_stopping: bool
+    """It claims no more."""
+    is_leader: bool
+    """It does the upkeep for all."""
+    types: tuple[str, ...]
+    """What it has handlers for; ending in ``*``: all that begin alike."""
+    queues: tuple[str, ...] | None
+    """What it takes tasks from; None: all."""
+    running: tuple[int, ...]
+    """The tasks whose handlers ran at its last heartbeat."""
+    claimed: int
+    """How many tasks it holds: those that run, and those that are next."""
+    refused: int
+    """Results of its that came too late to count."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Part of a list of tasks. Iterating gives the tasks."""
 
@@ -119,6 +150,29 @@ class Places:
 
     def __bool__(self) -> bool:
         return bool(self.kinds or self.running or self.completed or self.ends)
+
+
+def to_consumer(row: Sequence[Any]) -> ConsumerRecord:
+    """A row of list_consumers.sql."""
+    id_, host, pid, version, started_at, beat_at, dead_at, stopping, types, queues, leads, running, claimed, refused = (
+        row
+    )
+    return ConsumerRecord(
+        id=id_,
+        host=host,
+        pid=pid,
+        version=version,
+        started_at=started_at.astimezone(UTC),
+        beat_at=beat_at.astimezone(UTC),
+        dead_at=dead_at.astimezone(UTC) if dead_at is not None else None,
+        is_stopping=stopping,
+        is_leader=leads,
+        types=tuple(types),
+        queues=tuple(queues) if queues is not None else None,
+        running=tuple(running),
+        claimed=claimed,
+        refused=refused,
+    )
 
 
 def check_states(states: Sequence[State | Kind]) -> list[State | Kind]:
@@ -195,6 +249,7 @@ __all__ = [
     "LAST_ID",
     "STATES",
     "WAITING",
+    "ConsumerRecord",
     "FailedAttempt",
     "Kind",
     "Page",
@@ -203,5 +258,6 @@ __all__ = [
     "TaskRecord",
     "check_states",
     "places_of",
+    "to_consumer",
     "to_record",
 ]

@@ -46,6 +46,7 @@ class Running:
         async_handlers: one for each of settings.types, None where it is sync.
         on_error: gives the verdict on what a handler raised.
         lifespan: opened before the first task, closed after the last handler.
+        stop_timeout: seconds for running handlers when it ends by itself.
         own_loop: async handlers run on a loop in a thread of its own, else on the caller's.
     """
 
@@ -57,6 +58,7 @@ class Running:
         on_error: FailureHandler,
         *,
         lifespan: Lifespan,
+        stop_timeout: float,
         own_loop: bool,
     ) -> None:
         self.engine = Engine(settings, sync_handlers, on_error)
@@ -70,7 +72,8 @@ class Running:
         self._gave_up = False
         self._died = False
         self._failure: BaseException | None = None
-        self._housekeeper = Housekeeper(self.engine, self._on_end)
+        self._stuck_limit, self._stop_timeout = settings.stuck_limit, stop_timeout
+        self._housekeeper = Housekeeper(self.engine, self._look, self._on_end)
         self._dispatcher: Dispatcher | None = None
         self._loop_thread: LoopThread | None = None
         if lifespan.needs_loop or any(handler is not None for handler in async_handlers):
@@ -243,6 +246,21 @@ class Running:
             raise ConsumerError(f"the consumer ended by itself{because}") from self._failure
 
     # --- what happens to it --------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """End, as a stop does, when too many threads are lost to handlers that nobody can end."""
+        if self._is_stopping or self._failure is not None or (stuck := self.engine.stuck) <= self._stuck_limit:
+            return
+        self._failure = ConsumerError(
+            f"{stuck} sync handlers go on although their time is up (stuck_limit is {self._stuck_limit}): only a new process is rid "
+            "of them"
+        )
+        self._gave_up = True
+        _log.error("stopping: %s", self._failure)
+        self.engine.stop()
+        last = threading.Timer(self._stop_timeout, self.engine.abandon, (_LAST,))
+        last.daemon = True
+        last.start()
 
     def _on_end(self, error: BaseException | None) -> None:
         if error is not None:

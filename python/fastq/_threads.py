@@ -32,12 +32,16 @@ class Housekeeper:
 
     Args:
         engine: whose news it waits for.
+        on_look: called on this thread each time that it has looked, once a second or more often.
         on_end: called on this thread once the engine has ended, after its last log record; or with the exception
             that ended this thread before.
     """
 
-    def __init__(self, engine: Engine, on_end: Callable[[BaseException | None], None]) -> None:
+    def __init__(
+        self, engine: Engine, on_look: Callable[[], None], on_end: Callable[[BaseException | None], None]
+    ) -> None:
         self._engine = engine
+        self._on_look = on_look
         self._on_end = on_end
         self._numbers: Iterator[int] = itertools.count(1)
         self._workers: list[threading.Thread] = []
@@ -66,6 +70,7 @@ class Housekeeper:
                 emit(records)
                 for _ in range(wanted):
                     self._hire()
+                self._on_look()
         except Exception as error:  # noqa: BLE001 - whatever it is, the consumer is told
             _log.exception("the housekeeper died")
             self._on_end(error)

@@ -14,7 +14,7 @@ from fastq._db import AsyncBorrowed, AsyncUserConnection
 from fastq._link import AsyncLink, aborrowed
 from fastq._options import ClientOptions, read_client_options, read_duration, read_seconds
 from fastq._plans import Counts, Order
-from fastq._records import LAST_ID, Kind, Page, State, TaskRecord
+from fastq._records import LAST_ID, ConsumerRecord, Kind, Page, State, TaskRecord
 from fastq._waiting import POLL_INTERVAL, AsyncWaits, refusal
 from fastq._work import Plan, read
 from fastq.settings import resolve_dsn, resolve_schema
@@ -105,6 +105,10 @@ class AsyncClient:
     ) -> Counts:
         """As `Client.counts`."""
         return await self._link.run(_plans.counts(by, states))
+
+    async def list_consumers(self) -> tuple[ConsumerRecord, ...]:
+        """As `Client.list_consumers`."""
+        return await self._link.run(_plans.list_consumers())
 
     # --- one task ------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from fastq._db import Borrowed, UserConnection
 from fastq._link import Link, borrowed
 from fastq._options import ClientOptions, read_client_options, read_duration, read_seconds
 from fastq._plans import BATCH, LIMIT, Counts, Order
-from fastq._records import KINDS, LAST_ID, STATES, FailedAttempt, Kind, Page, State, TaskRecord
+from fastq._records import KINDS, LAST_ID, STATES, ConsumerRecord, FailedAttempt, Kind, Page, State, TaskRecord
 from fastq._waiting import POLL_INTERVAL, Waits, refusal
 from fastq._work import Plan, read
 from fastq.settings import resolve_dsn, resolve_schema
@@ -156,6 +156,13 @@ class Client:
             State → number, with 0 for a state that no task is in.
         """
         return self._link.run(_plans.counts(by, states))
+
+    def list_consumers(self) -> tuple[ConsumerRecord, ...]:
+        """The consumers that are registered, the oldest first, with what they run.
+
+        Those that live, and dead ones whose tasks have not all been rescued.
+        """
+        return self._link.run(_plans.list_consumers())
 
     # --- one task ------------------------------------------------------------------------------
 
@@ -374,6 +381,7 @@ __all__ = [
     "STATES",
     "Action",
     "Client",
+    "ConsumerRecord",
     "FailedAttempt",
     "Filters",
     "Kind",

@@ -125,7 +125,8 @@ class Consumer:
                 the longest prefix.
             workers: how many of it run at once; None: as many as ``concurrency`` lets.
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never. A coroutine is cancelled;
-                a sync handler can't be: it sees ``task.is_cancelled()``, its thread goes on, and what comes of it is dropped.
+                a sync handler can't be: it sees ``task.is_cancelled()``, its thread goes on beside the one that takes its place (its
+                task's next run, too), and what comes of it is dropped; see ``stuck_limit``.
             retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
             middleware: what goes around it, the first outermost; all of it within what ``use`` was given.
             result_ttl: seconds, or a timedelta, that what it returns is kept for `Client.wait`; 0: not at all; None: as the consumer
@@ -350,6 +351,8 @@ class Consumer:
     def stats(self) -> Mapping[str, float]:
         """Counters since the start: claimed, started, completed, retried, failed, snoozed and more.
 
+        ``stuck`` is none: how many sync handlers go on now although their time is up.
+
         Raises:
             ConsumerError: never started.
         """
@@ -381,6 +384,7 @@ class Consumer:
                 ],
                 FailureHandler(policies, self._traceback_limit, self._error_hook),
                 lifespan=self._lifespan,
+                stop_timeout=self._stop_timeout,
                 own_loop=own_loop,
             )
             return self._running

@@ -1,6 +1,7 @@
 """Bring a fastq schema to this version, or back, one step at a time.
 
-A step is one transaction with a lock timeout: it happens whole or not at all, and never makes running workers wait for long. It
+A step is one transaction with a lock timeout: it happens whole or not at all, and never makes running workers wait for long. Indexes of
+large tables are built behind it, while all go on; where that was cut short, the next call goes on with it. A step
 records the oldest fastq that may still work on the new schema, so that workers of that version go on during a rolling upgrade.
 Any number of processes may migrate at once: they take turns by a lock that lives as long as a transaction.
 """
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any, Final, TypeVar, Unpack
 
-from fastq import _engine, rights
+from fastq import _engine, _indexes, rights
 from fastq._db import STATEMENT_TIMEOUT, Database
 from fastq._options import MigrationOptions, read_migration_options
 from fastq._work import Statement, Work
@@ -27,7 +28,7 @@ from fastq.settings import resolve_dsn, resolve_schema
 T = TypeVar("T")
 
 # A step that has to wait longer for a table than this steps aside: whoever comes after it in that table's queue waits as well.
-_LOCK_TIMEOUT: Final = "2s"
+_LOCK_TIMEOUT: Final = "100ms"
 # For the turn among migrating processes there is no such queue.
 _TURN_TIMEOUT: Final = "60s"
 # Seconds for which a step that finds its tables busy tries again.
@@ -81,16 +82,17 @@ class _Step:
     up: str
     down: str
     oldest: str
+    indexes: tuple[_indexes.Index, ...] = ()
 
 
 @cache
 def _steps() -> dict[int, _Step]:
     steps = {}
-    for version, name, up, down in _engine.migrations():
+    for version, name, up, down, indexes in _engine.migrations():
         oldest = _OLDEST.search(up)
         if oldest is None:
             raise AssertionError(f"schema step {version} does not say `-- oldest fastq: x.y.z`")
-        steps[version] = _Step(version, name, up, down, oldest[1])
+        steps[version] = _Step(version, name, up, down, oldest[1], tuple(_indexes.read(indexes)))
     return steps
 
 
@@ -103,7 +105,8 @@ def migrate(
 ) -> list[Migration]:
     """Apply the steps that are missing, each in a transaction of its own, and create the schema if it is not there.
 
-    Safe to run from any number of processes at once, and while workers run.
+    Safe to run from any number of processes at once, and while workers run. An index of a large table waits for the transactions that are
+    open in the database when it is built; nobody waits for it but this call.
 
     Args:
         dsn: the database; None: FASTQ_DSN.
@@ -133,6 +136,9 @@ def migrate(
             done = _patiently(db, partial(_apply, db, step))
             if done is not None:
                 applied.append(done)
+        for step in (steps[version] for version in sorted(steps) if version <= last):
+            for index in step.indexes:
+                _patiently(db, partial(_indexes.build, db, index))
     return applied
 
 
@@ -246,6 +252,13 @@ def checking(schema: str, *, kind: Kind | None = None) -> Work[None]:
         )
 
 
+def missing_indexes(db: Database) -> list[str]:
+    """The indexes of the schema's steps that are not there, or not whole: being built, or left behind by who built them."""
+    applied = {migration.version for migration in db.perform(_applied())}
+    steps = (step for step in _steps().values() if step.version in applied)
+    return [index.name for step in steps for index in step.indexes if not _indexes.find(db, index)[0]]
+
+
 def _open_to_us(schema: str) -> Work[list[Migration]]:
     """The steps applied. Raises SchemaError if the last one is unknown here and shuts this version out."""
     applied = yield from _applied()
@@ -286,6 +299,7 @@ def _apply(db: Database, step: _Step) -> Migration | None:
         if any(migration.version == step.version for migration in db.perform(_open_to_us(db.schema))):
             return None
         db.script(step.up)
+        _indexes.build_small(db, step.indexes)
         [(applied_at,)] = db.query("record_migration", step.version, step.name, step.oldest)
     return Migration(step.version, step.name, step.oldest, applied_at.astimezone(UTC))
 
@@ -353,4 +367,15 @@ def _loss(db: Database, target: int | None) -> Loss:
     return Loss(undone, [(name, db.count_rows(name)) for name in sorted(names)])
 
 
-__all__ = ["Loss", "Migration", "Status", "check", "down", "grants", "migrate", "preview_down", "status"]
+__all__ = [
+    "Loss",
+    "Migration",
+    "Status",
+    "check",
+    "down",
+    "grants",
+    "migrate",
+    "missing_indexes",
+    "preview_down",
+    "status",
+]

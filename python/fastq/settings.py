@@ -17,9 +17,12 @@ def resolve_dsn(dsn: str | None) -> str:
     """``dsn``, else FASTQ_DSN.
 
     Raises:
-        SettingsError: neither is given.
+        SettingsError: neither is given, or it is no text.
     """
     found = dsn if dsn is not None else os.environ.get("FASTQ_DSN")
+    if found:
+        # Not shown: it may hold a password.
+        _check_text("dsn", found, "<not shown>")
     if not found:
         raise SettingsError(
             "no database is named: give a dsn such as postgresql://user@host/database, or set FASTQ_DSN"
@@ -28,8 +31,23 @@ def resolve_dsn(dsn: str | None) -> str:
 
 
 def resolve_schema(schema: str | None) -> str:
-    """``schema``, else FASTQ_SCHEMA, else ``"fastq"``."""
-    return schema if schema is not None else os.environ.get("FASTQ_SCHEMA", "fastq")
+    """``schema``, else FASTQ_SCHEMA, else ``"fastq"``.
+
+    Raises:
+        SettingsError: it is no text.
+    """
+    found = schema if schema is not None else os.environ.get("FASTQ_SCHEMA", "fastq")
+    _check_text("schema", found, repr(found))
+    return found
+
+
+def _check_text(name: str, value: object, shown: str) -> None:
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} is a {type(value).__name__}, but must be a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{name} is {shown}, which holds a lone surrogate: no text that can be stored") from None
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,6 +98,8 @@ class ConsumerSettings:
     """Bytes of one result that is kept."""
     ageing: int = 0
     """Each so many claims, one of a lower priority alone; 0: none."""
+    stuck_limit: int = 32
+    """Sync handlers that go on although their time is up, at most: one more, and the consumer ends by itself."""
 
 
 @dataclass(slots=True)

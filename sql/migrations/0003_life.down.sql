@@ -1,5 +1,5 @@
 -- Undo step 3: what a deletion looks tokens up by, what retention finds the dead by, and the results that were kept.
-DROP INDEX fastq.token_id, fastq.dead_lane_ended_at;
+DROP INDEX IF EXISTS fastq.token_id, fastq.dead_lane_ended_at;
 DROP TABLE fastq.result;
 
 -- And how long a token is held: all are held while their task is kept again.
@@ -9,5 +9,5 @@ ALTER TABLE fastq.token DROP COLUMN expires_at, DROP COLUMN until_end;
 ALTER TABLE fastq.consumer DROP COLUMN last_no;
 
 -- And when claimed tasks expire, and what looked for those that did.
-DROP INDEX fastq.delayed_expires_at, fastq.ready_expires_at;
+DROP INDEX IF EXISTS fastq.delayed_expires_at, fastq.ready_expires_at;
 ALTER TABLE fastq.claim DROP COLUMN expires_at;

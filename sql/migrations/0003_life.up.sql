@@ -1,14 +1,8 @@
 -- fastq, schema step 3: the whole life of a task.
 -- oldest fastq: 0.1.0
 
--- A task that is deleted frees its token. Only tasks with tokens pay.
-CREATE INDEX token_id ON fastq.token (id);
-
 -- Up to which of its claims the last beat says what runs: a later one may hold a task that ran before. NULL: an older version's.
 ALTER TABLE fastq.consumer ADD COLUMN last_no bigint;
-
--- Each queue keeps each kind of end for its own time.
-CREATE INDEX dead_lane_ended_at ON fastq.dead (lane, state, ended_at);
 
 -- What a handler returned, where its type keeps results: written with the completion, once, for those who wait for it.
 CREATE TABLE fastq.result (
@@ -26,10 +20,6 @@ ALTER TABLE fastq.token
     ADD COLUMN expires_at timestamptz,         -- from then on a new task may have it
     ADD COLUMN until_end  boolean;             -- so it may as soon as its task has ended, however
 
--- When a task expires is known where it waits: in chunks (the earliest of theirs) and in `delayed`. The leader looks by these for what no
--- consumer claims. Tasks without such a time are in neither index.
-CREATE INDEX ready_expires_at ON fastq.ready (expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX delayed_expires_at ON fastq.delayed (expires_at) WHERE expires_at IS NOT NULL;
--- A claim remembers it, so that what is given back, rescued, put off or retried keeps it; NULL: none of its tasks expires. Older workers do
+-- When a task expires is known where it waits: in chunks (the earliest of theirs) and in `delayed`. A claim remembers it, so that what is given back, rescued, put off or retried keeps it; NULL: none of its tasks expires. Older workers do
 -- not know it: they run a task past its time, and what goes back into a chunk or waits for a retry by them has lost it.
 ALTER TABLE fastq.claim ADD COLUMN expires_at timestamptz;

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -27,9 +29,30 @@ _RETRY: Final = 0.5
 
 
 class Workers:
-    """Worker processes for type ``t``, at their defaults."""
+    """Worker processes for type ``t``, at their defaults.
 
-    def __init__(self, dsn: str, schema: str, folder: Path, journal: Journal) -> None:
+    Args:
+        dsn: of their database.
+        schema: of fastq's tables.
+        folder: for their logs.
+        journal: where handlers write down what they do.
+        number: how many.
+        name: what their logs are called by, where others are in the folder.
+        env: variables beside this process's own.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        schema: str,
+        folder: Path,
+        journal: Journal,
+        *,
+        number: int = WORKERS,
+        name: str = "worker",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._name, self._env = name, env
         self._settings = {"dsn": dsn, "schema": schema}
         self._registered = sql.SQL("SELECT pid FROM {}.consumer").format(sql.Identifier(schema))
         self._folder, self._journal = folder, journal
@@ -38,7 +61,7 @@ class Workers:
         self._free: list[WorkerProcess] = []
         self.all: list[WorkerProcess] = []
         """Dead ones too."""
-        for _ in range(WORKERS):
+        for _ in range(number):
             self._free.append(self._start())
 
     def kill_one(self, rnd: random.Random) -> tuple[float, int]:
@@ -85,8 +108,10 @@ class Workers:
         return "\n".join(lines)
 
     def _start(self) -> WorkerProcess:
-        log = self._folder / f"worker-{len(self.all) + 1}.log"
-        worker = self._stack.enter_context(WorkerProcess(self._journal, log, self._settings, retry=_RETRY))
+        log = self._folder / f"{self._name}-{len(self.all) + 1}.log"
+        worker = self._stack.enter_context(
+            WorkerProcess(self._journal, log, self._settings, retry=_RETRY, env=self._env)
+        )
         self.all.append(worker)
         # Who starts is told at once of a server that is away, and ends.
         wait_until(lambda: worker.pid in self._pids(), timeout=60, message="a worker's registration")
@@ -98,14 +123,33 @@ class Workers:
 
 
 class Producers:
-    """A process of each of `KINDS`; what they were told is in ``promises-*`` in `folder`."""
+    """A process of each of `KINDS`; what they were told is in ``promises-*`` in `folder`.
 
-    def __init__(self, dsn: str, schema: str, folder: Path, seed: str) -> None:
+    Args:
+        dsn: of their database.
+        schema: of fastq's tables.
+        folder: for their logs and promises.
+        seed: of their choices.
+        kinds: those of `KINDS` that there are.
+        env: variables beside this process's own.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        schema: str,
+        folder: Path,
+        seed: str,
+        *,
+        kinds: Sequence[str] = KINDS,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._env = {**os.environ, **(env or {})}
         self._dsn, self._schema, self._folder, self._seed = dsn, schema, folder, seed
         self._started = 0
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._lock = threading.Lock()
-        for kind in KINDS:
+        for kind in kinds:
             self._start(kind)
 
     def kill_one(self, rnd: random.Random) -> tuple[float, int]:
@@ -125,7 +169,7 @@ class Producers:
     @property
     def files(self) -> list[Path]:
         """What all of them were told."""
-        return sorted(self._folder.glob("promises-*"))
+        return sorted(self._folder.glob(f"promises-{self._seed}-*")) + sorted(self._folder.glob("promises-here"))
 
     def stop(self) -> None:
         """Ends them once their calls under way have returned."""
@@ -149,12 +193,12 @@ class Producers:
             "dsn": self._dsn,
             "schema": self._schema,
             "kind": kind,
-            "file": str(self._folder / f"promises-{self._started}"),
+            "file": str(self._folder / f"promises-{self._seed}-{self._started}"),
             "seed": f"{self._seed} {self._started}",
         }
         program = Path(__file__).with_name("producer_main.py")
-        with (self._folder / f"producer-{self._started}.log").open("wb") as log:
-            process = subprocess.Popen([sys.executable, str(program), json.dumps(spec)], stderr=log)
+        with (self._folder / f"producer-{self._seed}-{self._started}.log").open("wb") as log:
+            process = subprocess.Popen([sys.executable, str(program), json.dumps(spec)], stderr=log, env=self._env)
         self._running.append((kind, process))
 
 

@@ -41,6 +41,10 @@ def endless() -> None:
     while True:
         time.sleep(0.001)
 
+@app.task("timed", timeout=0.1)
+def timed() -> None:
+    endless()
+
 @app.task("chain")
 def chain() -> None:
     sync.enqueue(n=1)
@@ -97,7 +101,7 @@ def test_it_works_until_a_signal(
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
-    assert "runs async, chain, endless, slow, sync of all queues in schema" in err
+    assert "runs async, chain, endless, slow, sync, timed of all queues in schema" in err
     assert "has stopped" in err
     # A line is a time, a level, a name and a message.
     assert all(line[:4].isdigit() and " fastq." in line for line in err.splitlines())
@@ -186,3 +190,12 @@ def test_no_password_is_shown(start: Start) -> None:
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "s3cret" not in out + err
+
+
+def test_too_many_handlers_that_nobody_can_end(start: Start, producer: Producer, db: psycopg.Connection) -> None:
+    producer.enqueue_many(Task("timed", {}, max_attempts=1) for _ in range(2))
+    worker = start("mytasks:app", "--stuck-limit", "1")
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "Error: the consumer ended by itself: 2 sync handlers go on although their time is up" in said
+    assert states(db) == {"failed": 2}

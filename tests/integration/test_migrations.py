@@ -36,6 +36,7 @@ def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         up="CREATE TABLE fastq.extra (n integer); INSERT INTO fastq.extra VALUES (1), (2);",
         down="DROP TABLE fastq.extra;",
         oldest="0.1.0",
+        indexes=(),
     )
     monkeypatch.setattr(migrations_module, "_steps", lambda: steps | {extra.version: extra})
 

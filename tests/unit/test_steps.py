@@ -25,10 +25,19 @@ def test_no_step_names_a_schema_of_its_own() -> None:
         for text in (step.up, step.down):
             statements = re.sub("--.*", "", text)
             made = re.findall(
-                r"(?:TABLE|SEQUENCE|VIEW|INDEX \w+ ON|DROP INDEX|INTO|FUNCTION) +(?!ONLY)([^\s(,;]+)", statements
+                r"(?:TABLE|SEQUENCE|VIEW|INDEX \w+ ON|DROP INDEX(?: IF EXISTS)?|INTO|FUNCTION) +(?!ONLY)([^\s(,;]+)",
+                statements,
             )
             assert made
             assert all(name.startswith("fastq.") for name in made), (step.name, made)
+
+
+def test_every_index_of_a_step_is_read_and_undone() -> None:
+    for version, name, _, down, indexes in _engine.migrations():
+        statements = [one for one in re.sub("--.*", "", indexes).split(";") if one.strip()]
+        assert len(_steps()[version].indexes) == len(statements), name
+        for index in _steps()[version].indexes:
+            assert re.search(rf"DROP INDEX IF EXISTS [^;]*\bfastq\.{index.name}\b", down), index.name
 
 
 @pytest.mark.parametrize(

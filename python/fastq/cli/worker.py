@@ -8,11 +8,13 @@ import logging
 import os
 import sys
 import threading
+from typing import NoReturn
 
 import click
 
 from fastq.app import App, ConsumerArguments
 from fastq.cli._common import database_options
+from fastq.errors import ConsumerError
 
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -24,6 +26,12 @@ _log = logging.getLogger("fastq.worker")
 @click.option("--queues", metavar="A,B", help="The queues to take tasks from.  [all]")
 @click.option("--concurrency", type=int, metavar="N", help="Handlers that run at once.  [32]")
 @click.option("--stop-timeout", type=float, metavar="SECONDS", help="How long a stop waits for running handlers.  [30]")
+@click.option(
+    "--stuck-limit",
+    type=int,
+    metavar="N",
+    help="Sync handlers whose time is up and that go on; with more, it ends itself.  [32]",
+)
 @click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True)
 @database_options
 def worker(
@@ -32,6 +40,7 @@ def worker(
     queues: str | None,
     concurrency: int | None,
     stop_timeout: float | None,
+    stuck_limit: int | None,
     log_level: str,
     dsn: str | None,
     schema: str | None,
@@ -39,6 +48,8 @@ def worker(
     """Run the tasks of APP in MODULE, which is looked for in the current folder first.
 
     SIGTERM or Ctrl-C stops it in order: it claims no more and waits for running handlers. A second one ends it at once.
+
+    It ends by itself, with status 1, when more than --stuck-limit sync handlers go on although their timeout is over.
     """
     # Before the module is imported, so that it may set up logging its own way.
     logging.basicConfig(
@@ -54,6 +65,8 @@ def worker(
         settings["concurrency"] = concurrency
     if stop_timeout is not None:
         settings["stop_timeout"] = stop_timeout
+    if stuck_limit is not None:
+        settings["stuck_limit"] = stuck_limit
     consumer = app.consumer(**settings)
     _log.info(
         "process %d runs %s of %s in schema %s",
@@ -62,18 +75,29 @@ def worker(
         f"queues {queues}" if queues is not None else "all queues",
         app.schema,
     )
-    consumer.run()
+    try:
+        consumer.run()
+    except ConsumerError as error:
+        if not _has_handlers():
+            raise
+        click.echo(f"Error: {error}", err=True)
+        _leave(1)
     _log.info("process %d has stopped", os.getpid())
-    if any(thread.name.startswith("fastq-handler-") for thread in threading.enumerate()):
-        _leave()
+    if _has_handlers():
+        _leave(0)
 
 
-def _leave() -> None:
+def _has_handlers() -> bool:
+    """Whether handlers that were given up go on."""
+    return any(thread.name.startswith("fastq-handler-") for thread in threading.enumerate())
+
+
+def _leave(status: int) -> NoReturn:
     """End the process beside handlers that were given up: where the interpreter ends their threads, under a native call, it is aborted."""
     atexit._run_exitfuncs()  # noqa: SLF001 - what was registered runs as at any end
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def load_app(target: str) -> App:

@@ -384,15 +384,22 @@ impl Engine {
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = PyDict::new(py);
-        for (name, count) in self.shared(py)?.counters.all() {
+        let shared = self.shared(py)?;
+        for (name, count) in shared.counters.all() {
             stats.set_item(name, count)?;
         }
+        stats.set_item("stuck", shared.stuck())?;
         Ok(stats)
     }
 
     #[getter]
     fn failure(&self, py: Python<'_>) -> PyResult<Option<String>> {
         Ok(self.shared(py)?.failure())
+    }
+
+    #[getter]
+    fn stuck(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.shared(py)?.stuck())
     }
 
     #[getter]

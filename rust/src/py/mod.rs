@@ -29,7 +29,7 @@ fn queries(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 /// Schema steps in order: version, name, up, down.
 #[pyfunction]
-fn migrations() -> Vec<(i32, &'static str, &'static str, &'static str)> {
+fn migrations() -> Vec<(i32, &'static str, &'static str, &'static str, &'static str)> {
     sql::MIGRATIONS.to_vec()
 }
 

@@ -380,6 +380,11 @@ impl Shared {
         self.sched.lock().running()
     }
 
+    /// Sync handlers that go on although their time is up.
+    pub fn stuck(&self) -> usize {
+        self.sched.lock().stuck()
+    }
+
     // --- the end --------------------------------------------------------------------------------------------------------------------
 
     /// Claims no more, gives back what has not started; handlers that run go on.

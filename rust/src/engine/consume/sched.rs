@@ -160,6 +160,8 @@ pub struct Sched {
     /// A task that runs alone: nothing else starts while it is wanted or runs.
     alone: bool,
     slots: Vec<Arc<Slot>>,
+    /// Threads written off whose handlers have not ended yet.
+    stuck: usize,
     idle: usize,
     asked: usize,
     takes: u64,
@@ -192,6 +194,7 @@ impl Sched {
             saved_kind: 0,
             alone: false,
             slots: Vec::new(),
+            stuck: 0,
             idle: 0,
             asked: 0,
             takes: 0,

@@ -14,6 +14,7 @@ impl Sched {
             let limit = |kind: usize| self.kinds[kind].kind.timeout;
             let Some((late, left)) = slot.expire(now, limit, outcomes) else { continue };
             self.slots.retain(|s| !std::sync::Arc::ptr_eq(s, &slot));
+            self.stuck += 1;
             self.ended(late.task.chunk.kind);
             self.requeue(left);
             expired.push(late);

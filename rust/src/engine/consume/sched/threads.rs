@@ -18,6 +18,7 @@ impl Sched {
     /// A handler thread is gone; what it took and did not start goes back to its queue.
     pub fn leave_thread(&mut self, slot: &Arc<Slot>) {
         self.slots.retain(|s| !Arc::ptr_eq(s, slot));
+        self.stuck -= usize::from(slot.is_written_off());
         self.requeue(slot.drain());
     }
 
@@ -111,6 +112,11 @@ impl Sched {
     /// Handler threads that are here, those written off left out.
     pub fn threads(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Threads whose handlers go on although their time is up.
+    pub fn stuck(&self) -> usize {
+        self.stuck
     }
 
     /// How often a batch was taken: when it stands still beside waiting tasks, the threads at work are stuck and another is needed.
