@@ -93,11 +93,15 @@ class Waits:
 
 
 def _pass_time(workers: list[Workers]) -> None:
+    """All of them work on for a while; none ends."""
     until = time.monotonic() + _SECONDS
-    while time.monotonic() < until:
-        wait_until(lambda: time.monotonic() > min(time.monotonic() + 1, until), timeout=10)
+
+    def is_over() -> bool:
         for each in workers:
             each.check()
+        return time.monotonic() > until
+
+    wait_until(is_over, timeout=2 * _SECONDS)
 
 
 def _completed(workers: Workers) -> int:
