@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastq.errors import (
+    CompletionError,
     ConnectionLost,
     ConsumerError,
     DatabaseError,
@@ -24,6 +25,7 @@ from fastq.errors import (
     SettingsError,
     TaskError,
     TaskFailed,
+    TaskLost,
     TaskNotFound,
 )
 from fastq.task import Enqueued, Task
@@ -77,6 +79,7 @@ __all__ = [
     "App",
     "AsyncClient",
     "Client",
+    "CompletionError",
     "ConnectionLost",
     "ConstantBackoff",
     "Consumer",
@@ -111,6 +114,7 @@ __all__ = [
     "TaskFailed",
     "TaskFunction",
     "TaskInfo",
+    "TaskLost",
     "TaskNotFound",
     "TaskRecord",
     "__version__",

@@ -15,6 +15,7 @@ __all__ = [
     "EnqueuedIds",
     "ProducerCore",
     "TaskInfo",
+    "TxCompletion",
     "TxTasks",
     "complete_dsn",
     "encode_json",
@@ -104,6 +105,24 @@ class TaskInfo:
         """
     def raise_if_cancelled(self) -> None:
         """Do nothing, or, where ``is_cancelled()``, raise TaskCancelled: let it pass, and the run ends, which is no failure."""
+    def complete_tx(self, conn: object) -> None:
+        """Complete the task in the transaction that is open on ``conn``: with what the handler wrote in it, or not at all.
+
+        Commit, and the task is completed, whatever the handler does from there on. Roll back, or lose the connection, and it is not: the
+        attempt fails, also where the handler returns as if nothing were wrong. While the transaction is open nobody decides. For any
+        thread, as long as the handler runs; once a transaction.
+
+        ``conn``: a psycopg 3 ``Connection``, a SQLAlchemy 2 ``Connection`` or ``Session`` over psycopg 3, or a Django connection, to the
+        consumer's database, of a role with a worker's or a handler's rights.
+
+        Raises TaskLost: the run has lost its task (it was cancelled, or others have it); let it pass, so that you roll back.
+        CompletionError: no transaction is open (autocommit), another database, called twice, the handler has ended, its type keeps results
+        (``result_ttl``), or, under REPEATABLE READ and SERIALIZABLE, it is not the transaction's first statement. TypeError: no such
+        connection. ConsumerError, ConnectionLost, DatabaseError: the consumer has stopped, or does not reach the database. What the
+        driver raises.
+        """
+    async def acomplete_tx(self, conn: object) -> None:
+        """As ``complete_tx``, on a psycopg 3 ``AsyncConnection``, an asyncpg connection, or SQLAlchemy's async ones over one of them."""
     @property
     def handler(self) -> int:
         """Index of its handler in ConsumerSettings.types."""
@@ -205,6 +224,34 @@ class ProducerCore:
         """Counters: enqueued, flights, statements, commits, notifies, reconnects."""
     def close(self) -> None:
         """Finish what is under way, then end the thread. Idempotent."""
+
+@final
+class TxCompletion:
+    """A task on its way to be completed in its handler's own transaction."""
+
+    def __new__(cls, task: TaskInfo) -> Self: ...
+    @property
+    def schema(self) -> str:
+        """The schema that its consumer works in."""
+    @property
+    def keeps_result(self) -> bool:
+        """Whether what its handler returns is kept."""
+    def part(self) -> str:
+        """Have the task held by a claim of its own; waits for the consumer's own connection. For any thread.
+
+        held: it is. lost: the run has lost it. open, done: an earlier transaction is to complete it, or has. ended: its handler has.
+        forked, stopped: its consumer can't be asked. Raises ConnectionLost, DatabaseError.
+        """
+    @property
+    def home(self) -> tuple[int, int] | None:
+        """What find_home.sql answers on the consumer's own connection."""
+    def write(self) -> tuple[int, str] | None:
+        """Before complete_tx.sql: its claim's number, and the parameter; from then on the transaction decides. None: the run is over."""
+    def wrote(self) -> None:
+        """It found the claim."""
+    @property
+    def is_sent(self) -> bool:
+        """Whether a transaction decides about the task."""
 
 @final
 class TxTasks:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
+from fastq._tx.completing import ahad_completed
 from fastq.context import CURRENT
 from fastq.errors import ConsumerError
 
@@ -163,7 +164,7 @@ class Dispatcher:
             try:
                 value = await handlers[kind](info)  # type: ignore[misc]  # the engine sends no task of a sync handler
             except BaseException as error:
-                fail(run, error)
+                fail(run, error, is_completed=await ahad_completed(info, error))
                 if not isinstance(error, Exception | asyncio.CancelledError) and self._goes_on(error):
                     raise
             else:
@@ -176,13 +177,15 @@ class Dispatcher:
     def _goes_on(self, error: BaseException) -> bool:
         return isinstance(error, GeneratorExit) or (self._reraise and isinstance(error, KeyboardInterrupt))
 
-    def _fail(self, run: _Run, error: BaseException) -> None:
+    def _fail(self, run: _Run, error: BaseException, *, is_completed: bool) -> None:
         info = run.info
         # GeneratorExit: the loop is gone and its coroutines are being cleared away.
         if self._running.get(run.number) is not run or isinstance(error, GeneratorExit):
             return
         del self._running[run.number]
-        if not self._engine.dismiss(info, error):
+        if is_completed:
+            self._engine.complete(info, None)
+        elif not self._engine.dismiss(info, error):
             self._engine.fail(info, self._on_error(info, error))
 
 

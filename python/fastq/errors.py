@@ -135,11 +135,20 @@ class ResultError(TaskError):
     """What a handler returned can't be kept as its result: it can't be encoded, or is over the limit. The task fails for good."""
 
 
+class CompletionError(TaskError):
+    """A task can't be completed in this transaction (``task.complete_tx``), or was to be, and the transaction was rolled back."""
+
+
+class TaskLost(CompletionError):  # noqa: N818 - it says what happened
+    """The run that was to complete its task no longer holds it: it was cancelled, ran out of time, or others have it. Roll back."""
+
+
 class ConsumerError(FastqError):
     """A consumer was started twice, used after its stop, has no handlers, or a part died (with its cause)."""
 
 
 __all__ = [
+    "CompletionError",
     "ConnectionLost",
     "ConsumerError",
     "DatabaseError",
@@ -154,5 +163,6 @@ __all__ = [
     "SettingsError",
     "TaskError",
     "TaskFailed",
+    "TaskLost",
     "TaskNotFound",
 ]

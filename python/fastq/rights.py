@@ -1,4 +1,4 @@
-"""Rights for roles that own nothing: a worker's, a producer's, a viewer's.
+"""Rights for roles that own nothing: a worker's, a producer's, a handler's, a viewer's.
 
 The owner of a schema migrates it, and grants the others what `grants` prints. What each kind needs stands in ``sql/grants``; workers,
 producers and clients ask for it when they connect, so that a right that is missing is named before anything is tried.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, TypeAlias
 
@@ -18,13 +17,18 @@ from fastq._work import Statement, Work
 from fastq.errors import DatabaseError, SettingsError
 from fastq.settings import resolve_schema
 
-Kind: TypeAlias = Literal["worker", "producer", "viewer"]
+Kind: TypeAlias = Literal["worker", "producer", "handler", "viewer"]
 
 Right: TypeAlias = tuple[str, str, str, str]
 """On what (schema, table, sequence), its name, which, of which column (empty: all)."""
 
 #: What each kind of role may do; the first may do all that the others may.
-KINDS: Final[Mapping[Kind, str]] = {"worker": "work", "producer": "enqueue", "viewer": "look"}
+KINDS: Final[Mapping[Kind, str]] = {
+    "worker": "work",
+    "producer": "enqueue",
+    "handler": "complete tasks in transactions",
+    "viewer": "look",
+}
 MISSING: Final = "42501"
 """SQLSTATE of a right that is missing."""
 
@@ -37,11 +41,11 @@ _HEADER: Final = """\
 # What stands for the schema and for the role in sql/grants.
 _WORDS: Final = re.compile(r"\bfastq\.|\bON SCHEMA fastq\b|\bTO fastq_[a-z]+;$", re.MULTILINE)
 _PLACEHOLDERS: Final = (
-    "-- The roles' names are examples: --worker NAME, --producer NAME and --viewer NAME put yours in their place.\n"
+    "-- The roles' names are examples: --worker NAME, --producer NAME, --handler NAME and --viewer NAME put yours in their "
+    "place.\n"
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Held:
     """What the role of a connection may do in a schema."""
 
@@ -61,24 +65,30 @@ class Held:
 
 
 def grants(
-    *, worker: str | None = None, producer: str | None = None, viewer: str | None = None, schema: str | None = None
+    *,
+    worker: str | None = None,
+    producer: str | None = None,
+    handler: str | None = None,
+    viewer: str | None = None,
+    schema: str | None = None,
 ) -> str:
     """The SQL by which the schema's owner grants roles what they need; nothing is run, and no database is asked.
 
     Args:
         worker: a role that may enqueue and work (and look).
         producer: a role that may only enqueue.
+        handler: a role of handlers' own connections, that may only complete tasks in its transactions (``task.complete_tx``).
         viewer: a role that may only look.
         schema: None: FASTQ_SCHEMA, else ``"fastq"``.
 
     Returns:
-        One transaction. With no role at all, all three kinds for roles named ``fastq_worker``, ``fastq_producer``, ``fastq_viewer``.
+        One transaction. With no role at all, all kinds for roles named ``fastq_worker``, ``fastq_producer``, and so on.
 
     Raises:
         SettingsError: a name that no role can have, or the schema's can't be used.
     """
     schema = resolve_schema(schema)
-    given: dict[Kind, str | None] = {"worker": worker, "producer": producer, "viewer": viewer}
+    given: dict[Kind, str | None] = {"worker": worker, "producer": producer, "handler": handler, "viewer": viewer}
     roles = {kind: _quoted(kind, name) for kind, name in given.items() if name is not None}
     texts = dict(_engine.grants())
     _engine.render("", schema)  # refuses a name that could not be written in quotes as it is
@@ -124,7 +134,7 @@ def held(db: Database) -> Held:
     more = {right for right, (has,) in zip(writing, answers, strict=False) if has} - covered
     meant: Kind | None = None
     if more:
-        meant = "producer" if more <= set(_rights_of("producer")) else "worker"
+        meant = next((kind for kind in ("producer", "handler") if more <= set(_rights_of(kind))), "worker")
     return Held(role, owner is not None and is_owner, lacking, meant)
 
 

@@ -178,6 +178,7 @@ def roles(server: Database, migrated: str) -> Iterator[Roles]:
     [
         ("worker", "may work, enqueue and look, and not migrate: a worker's rights"),
         ("producer", "may enqueue, and nothing else: a producer's rights"),
+        ("handler", "may complete tasks in transactions, and nothing else: a handler's rights"),
         ("viewer", "may look, and nothing else: a viewer's rights"),
     ],
 )
@@ -187,7 +188,7 @@ def test_a_limited_role_is_told_what_it_may_do(run: Run, roles: Roles, kind: Kin
     checks = _checks(result)
     assert checks["rights"] == ("ok", f"role {name!r} {may}")
     assert result.exit_code == 0
-    if kind == "producer":
+    if kind in ("producer", "handler"):
         assert checks["tasks"] == ("info", f"consumers, claims and failures were not looked at: role {name!r} may not")
         assert "claims" not in checks
     else:
@@ -220,6 +221,7 @@ def test_a_role_without_any_right(run: Run, roles: Roles, migrated: str) -> None
         ("worker", "UPDATE, DELETE ON {s}.claim", "UPDATE, DELETE on claim"),
         ("worker", "SELECT ON {s}.migration", "SELECT on migration"),
         ("producer", "INSERT ON {s}.ready", "INSERT on ready"),
+        ("handler", "INSERT ON {s}.done", "INSERT on done"),
         ("viewer", "SELECT ON {s}.claim", "SELECT on claim"),
     ],
 )

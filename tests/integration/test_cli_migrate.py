@@ -77,7 +77,7 @@ def test_down_says_what_it_would_delete_and_wants_yes(run: Run, dsn: str, schema
         (["--status", "--down", "0"], 2, "exclude each other"),
         (["--yes"], 2, "--yes belongs to --down"),
         (["--grants", "--status"], 2, "exclude each other"),
-        (["--viewer", "me"], 2, "--worker, --producer, --viewer belong to --grants"),
+        (["--viewer", "me"], 2, "--worker, --producer, --handler, --viewer belong to --grants"),
         (["--down", "0"], 1, "not migrated"),
     ],
 )

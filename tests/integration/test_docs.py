@@ -194,6 +194,20 @@ def test_tokens(document: Document, db: psycopg.Connection) -> None:
     ]
 
 
+#: Has the handlers of docs/transactions.md run.
+_TRANSFER = """
+consumer.start()
+with fastq.Client(dsn) as client:
+    for type_, id_, amount in (("account:credit", 1, 5), ("account:debit", 2, 7)):
+        enqueued = producer.enqueue(fastq.Task(type_, {"id": id_, "amount": amount}))
+        try:
+            client.wait(enqueued.id, timeout=30)
+        except fastq.ResultNotKept:
+            pass
+consumer.stop()
+"""
+
+
 @pytest.mark.parametrize("document", ["docs/transactions.md"], indirect=True)
 def test_transactions(document: Document, dsn: str, migrated: str, db: psycopg.Connection) -> None:
     words = conninfo_to_dict(dsn)
@@ -204,9 +218,14 @@ def test_transactions(document: Document, dsn: str, migrated: str, db: psycopg.C
     login = quote(str(words["user"])) + (f":{quote(str(words['password']))}" if words.get("password") else "")
     document.env["FASTQ_DSN"] = f"postgresql://{login}@/{words['dbname']}?{query}"
     db.execute(f'CREATE TABLE "{migrated}".orders (id int)'.encode())
+    db.execute(f'CREATE TABLE "{migrated}".account (id int, balance int)'.encode())
+    db.execute("INSERT INTO account VALUES (1, 100), (2, 100)")
     script = document.script.replace("INTO orders", f'INTO \\"{migrated}\\".orders')
-    printed = document.python("-W", "error", "-", text=f"{_DJANGO % database}{script}\nconnection.close()")
+    script = script.replace("UPDATE account", f'UPDATE \\"{migrated}\\".account')
+    printed = document.python("-W", "error", "-", text=f"{_DJANGO % database}{script}\nconnection.close()\n{_TRANSFER}")
     assert printed.strip() == "task 1 is new: True"
     assert [id_ for (id_,) in db.execute("SELECT id FROM orders ORDER BY id").fetchall()] == [17, 18, 19, 20, 21]
     with fastq.Client(dsn, schema=migrated) as client:
-        assert client.counts()["pending"] == 2_000 + 4
+        counts = client.counts()
+        assert (counts["pending"], counts["completed"]) == (2_000 + 4, 2)
+    assert db.execute("SELECT balance FROM account ORDER BY id").fetchall() == [(105,), (93,)]

@@ -17,6 +17,7 @@ from fastq.cli import main
 from fastq.migrations import migrate, status
 from tests.support.consuming import new_consumer, states, wait_for_states
 from tests.support.pgbouncer import PROGRAM, PgBouncer
+from tests.support.puppets import Puppet
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer here: apt-get install pgbouncer")
@@ -217,3 +218,34 @@ def test_a_pooler_is_known_by_its_answer_to_the_login(
         producer.enqueue(Task("t"))
         wait_for_states(db, {"completed": 1})
     assert ("connected through a pooler" in caplog.text) == is_pooled
+
+
+def test_a_task_is_completed_in_its_handlers_transaction(
+    pooled: str, schema: str, producer: Producer, db: psycopg.Connection
+) -> None:
+    """The worker's session and the user's change with each transaction; what they agree on lies in the tables."""
+    consumer = new_consumer(pooled, schema, concurrency=4, poll_interval=0.1)
+    puppet = Puppet(consumer)
+    producer.enqueue_many(Task("t", n) for n in range(4))
+    consumer.start()
+    try:
+        runs = [puppet.next() for _ in range(4)]
+        with psycopg.connect(pooled, prepare_threshold=0) as conn:
+            runs[0].do(lambda: runs[0].task.complete_tx(conn))
+            for run in runs[1:]:
+                run.end()
+            wait_for_states(db, {"completed": 3, "running": 1})
+        runs[0].end()
+        wait_for_states(db, {"completed": 4})
+        wait_until(lambda: consumer.stats()["completed"] == 4)
+        assert consumer.stats()["refused"] == 0
+        again = producer.enqueue(Task("t"))
+        run = puppet.next()
+        with psycopg.connect(pooled, prepare_threshold=0) as conn:
+            run.do(lambda: run.task.complete_tx(conn))
+            conn.rollback()
+        run.end()
+        second = puppet.next()
+        assert (second.task.id, second.task.attempt) == (again.id, 2)
+    finally:
+        puppet.stop()

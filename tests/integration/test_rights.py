@@ -20,6 +20,7 @@ from fastq.rights import KINDS, Kind, checking, grants, held
 from tests.support.consuming import new_consumer
 from tests.support.databases import Database
 from tests.support.lab import Lab
+from tests.support.puppets import Puppet
 from tests.support.roles import Roles, database_with_admin
 from tests.support.storage import Session, Worker, enqueue
 from tests.support.waiting import wait_until
@@ -50,6 +51,47 @@ def refusal(error: pytest.ExceptionInfo[DatabaseError]) -> str:
     """The message of a right that is missing."""
     assert error.value.sqlstate == "42501"
     return str(error.value)
+
+
+# --- a handler -----------------------------------------------------------------------------------
+
+
+def test_a_handlers_role_completes_its_tasks_and_does_nothing_else(
+    roles: Roles, migrated: str, db: psycopg.Connection
+) -> None:
+    _, worker_dsn = roles.new("worker")
+    _, handler_dsn = roles.new("handler")
+    puppet = Puppet(new_consumer(worker_dsn, migrated))
+    puppet.consumer.start()
+    try:
+        with Producer(worker_dsn, schema=migrated) as producer:
+            producer.enqueue(Task("t"))
+        run = puppet.next()
+        with psycopg.connect(handler_dsn) as conn:
+            run.do(lambda: run.task.complete_tx(conn))
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), conn.transaction():
+                conn.execute(sql.SQL("SELECT payload FROM {}.task").format(sql.Identifier(migrated)))
+        run.end()
+        wait_until(lambda: puppet.consumer.stats()["completed"] == 1)
+    finally:
+        puppet.stop()
+
+
+@pytest.mark.parametrize("kind", [None, "viewer", "producer"])
+def test_a_role_that_may_complete_nothing_is_told_what_it_needs(roles: Roles, migrated: str, kind: Kind | None) -> None:
+    _, dsn = roles.add() if kind is None else roles.new(kind)
+    _, worker_dsn = roles.new("worker")
+    puppet = Puppet(new_consumer(worker_dsn, migrated))
+    puppet.consumer.start()
+    try:
+        with Producer(worker_dsn, schema=migrated) as producer:
+            producer.enqueue(Task("t"))
+        run = puppet.next()
+        with psycopg.connect(dsn) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+            run.do(lambda: run.task.complete_tx(conn))
+        assert "`fastq migrate --grants --handler NAME` prints" in caught.value.__notes__[0]
+    finally:
+        puppet.stop()
 
 
 # --- a worker ------------------------------------------------------------------------------------

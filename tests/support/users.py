@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from fastq import Enqueued, Producer, Task
+from fastq import Enqueued, Producer, Task, TaskInfo
 
 T = TypeVar("T")
 
@@ -71,6 +71,9 @@ class User(ABC):
     def enqueue_many(self, tasks: Iterable[Task], **options: bool) -> Sequence[Enqueued]:
         return self.do(lambda: self.call_enqueue_many(tasks, **options))
 
+    def complete(self, task: TaskInfo) -> None:
+        self.do(lambda: self.call_complete(task))
+
     def execute(self, statement: str) -> None:
         self.do(lambda: self._value(statement))
 
@@ -103,9 +106,15 @@ class User(ABC):
             return self.wait(self.producer.aenqueue_many_tx(self.target(), tasks, **options))
         return self.producer.enqueue_many_tx(self.target(), tasks, **options)
 
+    def call_complete(self, task: TaskInfo) -> None:
+        if self.is_async:
+            self.wait(task.acomplete_tx(self.target()))
+        else:
+            task.complete_tx(self.target())
+
     @abstractmethod
     def target(self) -> object:
-        """What is handed to `enqueue_tx`."""
+        """What is handed to `enqueue_tx` and `complete_tx`."""
 
     @abstractmethod
     def _open(self) -> None: ...

@@ -6,18 +6,20 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from fastq._tx.parts import COPY_COLUMNS, Answer, Wake, no_transaction, read_array
+from fastq._tx.parts import COPY_COLUMNS, ENQUEUE, Answer, Purpose, Wake, no_transaction, read_array
 
 
 class AsyncpgSession:
     """An `asyncpg.Connection`. Its cache of prepared statements is used as it is set."""
 
-    def __init__(self, connection: Any, how: str = "`async with conn.transaction():`") -> None:
+    def __init__(
+        self, connection: Any, how: str = "`async with conn.transaction():`", purpose: Purpose = ENQUEUE
+    ) -> None:
         self._connection = connection
         # The pool's proxy stands for the connection as long as it is acquired.
         self.raw = getattr(connection, "_con", None) or connection
         if not connection.is_closed() and not connection.is_in_transaction():
-            raise no_transaction(how)
+            raise no_transaction(how, purpose)
 
     async def query(self, text: str, params: Sequence[str]) -> Answer:
         # Loaded: the connection is of that package.

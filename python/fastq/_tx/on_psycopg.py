@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
-from fastq._tx.parts import Answer, Wake, copy_text, no_transaction, read_array
-from fastq.errors import EnqueueError
+from fastq._tx.parts import ENQUEUE, Answer, Purpose, Wake, copy_text, no_transaction, read_array
 
 # libpq's states of a transaction and of a pipeline.
 _IDLE: Final = 0
@@ -62,15 +61,15 @@ def _new_cursor(connection: Any, kind: Literal["RawCursor", "AsyncRawCursor"]) -
     return cursor
 
 
-def _check(connection: Any, how: str) -> None:
+def _check(connection: Any, how: str, purpose: Purpose) -> None:
     if connection.closed:
         return  # the driver says it better
     if connection.pgconn.pipeline_status != _PIPELINE_OFF:
-        raise EnqueueError(
-            "the connection is in pipeline mode, in which nothing can be read back: enqueue outside of it"
+        raise purpose.error(
+            f"the connection is in pipeline mode, in which nothing can be read back: {purpose.sync} outside of it"
         )
     if connection.autocommit and connection.info.transaction_status == _IDLE:
-        raise no_transaction(how)
+        raise no_transaction(how, purpose)
 
 
 def _read(cursor: Any) -> Answer:
@@ -81,9 +80,9 @@ def _read(cursor: Any) -> Answer:
 class PsycopgSession:
     """A `psycopg.Connection`."""
 
-    def __init__(self, connection: Any, how: str = "`with conn.transaction():`") -> None:
+    def __init__(self, connection: Any, how: str = "`with conn.transaction():`", purpose: Purpose = ENQUEUE) -> None:
         self.raw = connection
-        _check(connection, how)
+        _check(connection, how, purpose)
 
     def query(self, text: str, params: Sequence[str]) -> Answer:
         with _new_cursor(self.raw, "RawCursor") as cursor:
@@ -106,9 +105,11 @@ class PsycopgSession:
 class AsyncPsycopgSession:
     """A `psycopg.AsyncConnection`."""
 
-    def __init__(self, connection: Any, how: str = "`async with conn.transaction():`") -> None:
+    def __init__(
+        self, connection: Any, how: str = "`async with conn.transaction():`", purpose: Purpose = ENQUEUE
+    ) -> None:
         self.raw = connection
-        _check(connection, how)
+        _check(connection, how, purpose)
 
     async def query(self, text: str, params: Sequence[str]) -> Answer:
         async with _new_cursor(self.raw, "AsyncRawCursor") as cursor:

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from fastq._tx.parts import AsyncSession, Session, Wake
-from fastq.errors import EnqueueError
+from fastq._tx.parts import AsyncSession, Purpose, Session, Wake
 
 S = TypeVar("S", Session, AsyncSession)
 #: Makes the driver's session of its connection; the text says how to begin a transaction.
@@ -83,19 +82,19 @@ class _Hook:
         _waker_of(self._target, is_session=self._is_session).add(wake)
 
 
-def _check(connection: Any) -> None:
+def _check(connection: Any, purpose: Purpose) -> None:
     if connection.dialect.name != "postgresql":
-        raise EnqueueError(f"the connection is to a database of the kind {connection.dialect.name}, not to PostgreSQL")
+        raise purpose.error(f"the connection is to a database of the kind {connection.dialect.name}, not to PostgreSQL")
 
 
-def find_session(target: Any, find: Find[Session], *, is_session: bool) -> Session:
+def find_session(target: Any, find: Find[Session], purpose: Purpose, *, is_session: bool) -> Session:
     """The driver's session under a `Connection` or `Session`."""
     connection = target.connection() if is_session else target
-    _check(connection)
+    _check(connection, purpose)
     if connection.dialect.is_async:
         raise TypeError(
             f"under this {type(target).__name__} lies the async driver {connection.dialect.driver}: "
-            "use `await producer.aenqueue_tx` with the AsyncConnection or AsyncSession itself"
+            f"use `{purpose.asynchronous}` with the AsyncConnection or AsyncSession itself"
         )
     if not connection.in_transaction():
         connection.exec_driver_sql(_FIRST)
@@ -104,10 +103,12 @@ def find_session(target: Any, find: Find[Session], *, is_session: bool) -> Sessi
     return session
 
 
-async def find_async_session(target: Any, find: Find[AsyncSession], *, is_session: bool) -> AsyncSession:
+async def find_async_session(
+    target: Any, find: Find[AsyncSession], purpose: Purpose, *, is_session: bool
+) -> AsyncSession:
     """The driver's session under an `AsyncConnection` or `AsyncSession`."""
     connection = await target.connection() if is_session else target
-    _check(connection)
+    _check(connection, purpose)
     raw = (await connection.get_raw_connection()).driver_connection
     # asyncpg's adapter begins with the first statement, not with SQLAlchemy's transaction.
     if not connection.in_transaction() or not _is_begun(raw):

@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from fastq._engine import ProducerCore, TxTasks
 from fastq._tx import steps
-from fastq._tx.parts import Answer, AsyncSession, Session, text_of
+from fastq._tx.parts import Answer, AsyncSession, Session, sqlstate_of, text_of
 from fastq.errors import EnqueueError
 
 _YOURS: Final = (
@@ -71,11 +71,11 @@ class Write:
 
     def is_to_undo(self, error: BaseException) -> bool:
         """Whether what was written so far must go: after an error of the server the transaction is lost as it is."""
-        return self.is_open and _sqlstate(error) is None
+        return self.is_open and sqlstate_of(error) is None
 
     def explain(self, error: BaseException) -> None:
         """Say with the driver's error whose it is."""
-        code = _sqlstate(error)
+        code = sqlstate_of(error)
         if code == "23505":
             self.tasks.forget_ids()
         if code in _NOTES:
@@ -139,15 +139,6 @@ async def arun(session: AsyncSession, call: Write) -> None:
                     await session.execute(text)
         call.explain(error)
         raise
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    # Django's errors have the driver's as their cause.
-    for each in (error, error.__cause__):
-        code = getattr(each, "sqlstate", None)
-        if isinstance(code, str):
-            return code
-    return None
 
 
 __all__ = ["Write", "arun", "run"]

@@ -22,7 +22,12 @@ from fastq.settings import resolve_schema
 @click.option("--worker", metavar="ROLE", help="With --grants: a role that may enqueue and work.")
 @click.option("--producer", metavar="ROLE", help="With --grants: a role that may only enqueue.")
 @click.option(
-    "--viewer", metavar="ROLE", help="With --grants: a role that may only look.  [all three, with example names]"
+    "--handler",
+    metavar="ROLE",
+    help="With --grants: a role that may only complete tasks in its handlers' transactions.",
+)
+@click.option(
+    "--viewer", metavar="ROLE", help="With --grants: a role that may only look.  [all of them, with example names]"
 )
 @json_option
 @timeout_options("none; with --status: 30")

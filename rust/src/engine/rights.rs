@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_worker_may_all_that_the_others_may() {
         let worker = of("worker");
-        for right in of("producer").into_iter().chain(of("viewer")) {
+        for right in ["producer", "handler", "viewer"].into_iter().flat_map(of) {
             let whole = Right { column: String::new(), ..right.clone() };
             assert!(worker.contains(&right) || worker.contains(&whole), "{right:?}");
         }

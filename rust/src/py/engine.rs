@@ -14,6 +14,7 @@ use crate::engine::consume::sched::{Kind, Message, Next, Take};
 use crate::engine::consume::task::{Failure, Outcome, Task};
 use crate::engine::consume::{self, Phase, Settings, Shared};
 use crate::engine::error::{Error, Kind as ErrorKind};
+use crate::py::complete::had_completed;
 use crate::py::error::OrRaise;
 use crate::py::mailbox;
 use crate::py::result;
@@ -23,6 +24,9 @@ use crate::py::task::{TaskInfo, run_as};
 const HAND_OVER: Duration = Duration::from_millis(1);
 /// Seconds until a task runs again whose handler could not even be called (no memory).
 const UNCALLED_S: f64 = 60.0;
+/// Of an attempt whose handler returned: see `rolled_back`.
+const ROLLED_BACK: &str = "the transaction that was to complete it (complete_tx) was rolled back, or its connection was lost, and the \
+     handler returned all the same";
 /// A thread that found nothing for this long leaves.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -169,8 +173,13 @@ impl Engine {
                     Err(PyTypeError::new_err(wrong))
                 });
                 returned.map_err(|e| {
-                    let is_dismissed = info.get().dismisses(e.value(py));
-                    if is_dismissed { Outcome::Dropped } else { self.judge(py, &info, e) }
+                    if info.get().dismisses(e.value(py)) {
+                        Outcome::Dropped
+                    } else if had_completed(py, &info, e.value(py)) {
+                        Outcome::Completed
+                    } else {
+                        self.judge(py, &info, e)
+                    }
                 })
             }))
         });
@@ -188,6 +197,12 @@ impl Engine {
             Err(e) => failed(None, format!("the error handler failed: {e}")),
         }
     }
+}
+
+/// The error of an attempt whose handler returned although its transaction was rolled back.
+fn rolled_back(py: Python<'_>) -> PyErr {
+    let class = py.import("fastq.errors").and_then(|errors| errors.getattr("CompletionError"));
+    class.and_then(|class| class.call1((ROLLED_BACK,))).map_or_else(|e| e, PyErr::from_value)
 }
 
 /// Of an attempt that raised: whether it is no attempt but a snooze, seconds until the next one, the error's text and traceback.
@@ -302,6 +317,13 @@ impl Engine {
                 Err(_) => failed(Some(UNCALLED_S), message),
             };
             shared.end_expired(&expired, outcome);
+        }
+        for undone in shared.tx.take_undone() {
+            let outcome = match Py::new(py, TaskInfo::new(undone.task.clone(), 0, &shared)) {
+                Ok(info) => this.judge(py, &info, rolled_back(py)),
+                Err(_) => failed(Some(UNCALLED_S), ROLLED_BACK.to_owned()),
+            };
+            shared.end_undone(&undone, outcome);
         }
         let records = records.into_iter().map(|r| (r.level as i32, format!("fastq.{}", r.part), r.message));
         Ok((PyList::new(py, records.collect::<Vec<_>>())?, threads, ended))

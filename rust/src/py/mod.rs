@@ -1,5 +1,6 @@
 //! What Python sees: `fastq._core`. The only place that names PyO3.
 
+mod complete;
 mod dsn;
 mod engine;
 mod error;
@@ -56,6 +57,9 @@ fn render(py: Python<'_>, text: &str, schema: &str) -> PyResult<String> {
 mod _core {
     #[pymodule_export]
     use super::{grants, migrations, queries, render, rights_of};
+
+    #[pymodule_export]
+    use super::complete::TxCompletion;
 
     #[pymodule_export]
     use super::dsn::{complete_dsn, parse_dsn};

@@ -150,6 +150,16 @@ impl TaskInfo {
         Err(PyErr::from_value(task_cancelled(py)?.call1((message,))?))
     }
 
+    /// Completes the task in a transaction on the handler's own connection.
+    fn complete_tx<'py>(slf: &Bound<'py, Self>, conn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("fastq._tx.completing")?.getattr("complete")?.call1((slf, conn))
+    }
+
+    /// The same on an async connection; gives a coroutine.
+    fn acomplete_tx<'py>(slf: &Bound<'py, Self>, conn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("fastq._tx.completing")?.getattr("acomplete")?.call1((slf, conn))
+    }
+
     #[getter]
     fn handler(&self) -> usize {
         self.task.chunk.kind

@@ -20,6 +20,8 @@ _MOVES: Final = "tests/integration/test_client_actions_races.py::"
 _ACTIONS: Final = "tests/integration/test_client_actions.py::"
 _RESULTS: Final = "tests/integration/test_results.py::"
 _EXPIRY: Final = "tests/integration/test_expiry.py::"
+_TX: Final = "tests/integration/test_complete_tx.py::"
+_STORED_TX: Final = "tests/integration/test_storage_tx.py::"
 _STOP: Final = "tests/faults/test_process_stop.py::"
 
 _LEADS: Final = "EXISTS (SELECT FROM fastq.leader WHERE holder = $1::bigint AND term = $2::bigint)"
@@ -418,6 +420,38 @@ GUARDS: Final = (
             _LEAVES + f"test_a_leaf_that_something_names_is_not_emptied[{table}]",
         )
         for table, end in (("claim", "\n"), ("delayed", "\n"), ("ready", " AS may_go"))
+    ),
+    # --- completed in the handler's own transaction ---
+    Guard(
+        "own transaction: without its claim there is nothing to commit",
+        "python/fastq/_tx/completing.py",
+        (("if ended == [self._no]:", "if ended is not None:"),),
+        (
+            _TX + "test_a_task_that_was_cancelled_before_is_lost",
+            _TX + "test_a_worker_that_stood_still_past_its_death_rolls_back",
+        ),
+    ),
+    _sql(
+        "own transaction: nobody waits for its end",
+        "settle_tx",
+        "FOR UPDATE SKIP LOCKED",
+        "FOR UPDATE",
+        _STORED_TX + "test_a_transaction_that_is_open_is_waited_for_by_nobody",
+        _TX + "test_an_open_transaction_holds_up_no_neighbour_of_its_claim",
+    ),
+    _sql(
+        "own transaction: once it is judged, its statements come too late",
+        "settle_tx",
+        "SET no = f.fresh",
+        "SET no = f.no",
+        _STORED_TX + "test_a_transaction_that_was_rolled_back_can_not_come_late",
+    ),
+    _rust(
+        "own transaction: a task with a claim of its own was not cancelled",
+        "engine/consume/cancel",
+        "        shared.tx.add_held(epoch, &mut held);\n",
+        "",
+        _TX + "test_nobody_takes_a_long_run_for_cancelled",
     ),
     # --- results and enqueues in doubt ---
     _rust(

@@ -95,7 +95,7 @@ def _examine_rights(held: rights.Held) -> Iterator[Check]:
             "rights",
             "problem",
             f"role {role!r} may not even look; missing: {lacking['viewer']}",
-            "the owner can grant what `fastq migrate --grants` prints for a worker, a producer or a viewer",
+            "the owner can grant what `fastq migrate --grants` prints for a worker, a producer, a handler or a viewer",
         )
     else:
         verbs = " and ".join(rights.KINDS[kind] for kind in held.kinds)

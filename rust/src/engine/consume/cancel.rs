@@ -77,6 +77,7 @@ impl Cancels {
         if nos.is_empty() {
             return Ok(());
         }
+        shared.tx.add_claims(epoch, &mut nos);
         let nos: Vec<i64> = nos.into_iter().collect();
         let asked = link.query("read_own_claims", &[&me, &nos]).await;
         Counters::add(&shared.counters.statements, 1);
@@ -89,7 +90,9 @@ impl Cancels {
             asked => asked?,
         };
         self.trouble.end(shared, "can tell again which running tasks were cancelled");
-        let held: HashMap<i64, IdSet> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let mut held: HashMap<i64, IdSet> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        // After the answer: what moved to a claim of its own meanwhile is known by now.
+        shared.tx.add_held(epoch, &mut held);
         Self::tell(shared, books, epoch, &held);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The completer: stores what became of tasks. It never drops a result: it keeps trying through an outage, and looks up what is in doubt.
 
 mod flush;
+mod tx;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::engine::error::{Error, Result};
 use crate::engine::logs::Level;
 use crate::engine::wire::IdSet;
 use flush::{Flush, Part, Sets};
+use tx::Undecided;
 
 /// Outcomes in one statement, at most.
 const FLUSH: usize = 1_000;
@@ -45,6 +47,11 @@ pub struct Completer<'a> {
     /// What is being stored, by registration; the last first.
     todo: Vec<(u32, Flush)>,
     parked: Vec<(Instant, u32, Flush)>,
+    /// What waits for the ends of handlers' transactions.
+    undecided: Vec<Undecided>,
+    /// Until then nothing is tried about those, after a failure.
+    tx_at: Instant,
+    tx_backoff: Backoff,
     /// Tasks whose results could not be stored and that were named.
     named: Named,
     trouble: Trouble,
@@ -61,6 +68,9 @@ impl<'a> Completer<'a> {
             connected_before: false,
             todo: Vec::new(),
             parked: Vec::new(),
+            undecided: Vec::new(),
+            tx_at: Instant::now(),
+            tx_backoff: Backoff::default(),
             named: Named::default(),
             trouble: Trouble::new("completer"),
         }
@@ -73,7 +83,9 @@ impl<'a> Completer<'a> {
             () = self.work() => false,
             () = shared.out_of_time(LAST_TRIES) => true,
         };
+        shared.tx.close();
         if is_cut {
+            self.name_undecided();
             self.name_what_is_lost();
         }
         self.books.borrow_mut().completer_ended = true;
@@ -86,14 +98,24 @@ impl<'a> Completer<'a> {
             if !self.parked.is_empty() {
                 self.retry_parked().await;
             }
-            let ended = self.shared.outcomes.take(FLUSH);
+            if self.has_tx_work() {
+                self.serve_tx().await;
+            }
+            let mut ended = self.shared.outcomes.take(FLUSH);
+            self.divert(&mut ended);
             if ended.is_empty() {
                 if self.is_finished() {
                     return;
                 }
                 let stopping = self.shared.phase() >= Phase::Stopping;
                 let limit = if stopping { Duration::from_millis(20) } else { PARKED };
-                drop(timeout(limit, self.shared.outcomes.wait()).await);
+                let news = async {
+                    tokio::select! {
+                        () = self.shared.outcomes.wait() => {}
+                        () = self.shared.tx.news.notified() => {}
+                    }
+                };
+                drop(timeout(self.until_tx_work(limit), news).await);
                 if last.1 >= BUSY && !stopping {
                     self.gather(last.0).await;
                 }

@@ -21,6 +21,7 @@ pub mod retain;
 pub mod sched;
 pub mod task;
 pub mod trouble;
+pub mod tx;
 pub mod upkeep;
 mod watch;
 
@@ -45,7 +46,8 @@ use moment::Moment;
 use outcomes::{Ended, Outcomes};
 use retain::Retentions;
 use sched::{Begun, Expired, Kind, Message, Sched, Slot, Take};
-use task::{Outcome, Task};
+use task::{Holder, Outcome, Task};
+use tx::{Tx, Undone};
 
 /// All that a consumer's engine is told.
 #[derive(Debug, Clone)]
@@ -97,6 +99,8 @@ pub struct Shared {
     pub outcomes: Outcomes,
     /// What was done so far.
     pub counters: Counters,
+    /// Tasks that are completed in transactions of their handlers'.
+    pub tx: Tx,
     sched: Mutex<Sched>,
     work: Condvar,
     /// A `Moment`: until then nobody takes our tasks.
@@ -115,9 +119,11 @@ pub struct Shared {
     ended: Mutex<bool>,
     ended_news: Condvar,
     expired: Mutex<Vec<Expired>>,
-    /// Attempts that ran out of time and whose failure is not yet among the outcomes.
+    /// Attempts that ran out of time, or whose transaction was rolled back, and whose failure is not yet among the outcomes.
     expiring: AtomicUsize,
     waker: Mutex<Option<Waker>>,
+    /// The process that it was started in: no child of it has its threads.
+    pub pid: u32,
 }
 
 /// Wakes the event loop; called from the I/O thread and from handlers, must not block.
@@ -138,6 +144,7 @@ impl Shared {
             outbox: Arc::default(),
             outcomes: Outcomes::default(),
             counters: Counters::default(),
+            tx: Tx::default(),
             sched: Mutex::new(sched),
             work: Condvar::new(),
             alive_until: AtomicU64::new(0),
@@ -154,6 +161,7 @@ impl Shared {
             expired: Mutex::default(),
             expiring: AtomicUsize::new(0),
             waker: Mutex::new(None),
+            pid: std::process::id(),
         }
     }
 
@@ -373,6 +381,18 @@ impl Shared {
         self.outcomes.push(Ended { holder: expired.task.holder(), took_us, outcome });
         self.expiring.fetch_sub(1, Ordering::AcqRel);
         self.outcomes.wake();
+    }
+
+    /// Stores what becomes of an attempt whose handler returned although its transaction was rolled back.
+    pub fn end_undone(&self, undone: &Undone, outcome: Outcome) {
+        self.outcomes.push(Ended { holder: undone.task.holder(), took_us: undone.took_us, outcome });
+        self.expiring.fetch_sub(1, Ordering::AcqRel);
+        self.outcomes.wake();
+    }
+
+    /// Since when this task's handler runs; `None`: it does not, or its attempt has ended.
+    pub fn started(&self, holder: &Holder) -> Option<Moment> {
+        self.sched.lock().started(holder)
     }
 
     /// Handlers that run now.

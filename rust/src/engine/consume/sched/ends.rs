@@ -52,6 +52,13 @@ impl Sched {
         threads.chain(runs).collect()
     }
 
+    /// Since when this task's handler runs; `None`: it does not, or its attempt has ended.
+    pub fn started(&self, holder: &Holder) -> Option<Moment> {
+        let threads = self.slots.iter().filter_map(|s| s.current());
+        let runs = self.runs.values().filter_map(|r| Some((r.task.holder(), r.started?)));
+        threads.chain(runs).find(|(one, _)| one == holder).map(|(_, started)| started)
+    }
+
     /// Takes out everything that has not started: at a stop to give it back, after a death because others have it now.
     pub fn take_unstarted(&mut self) -> Vec<Task> {
         let mut out: Vec<Task> = Vec::new();
