@@ -1,15 +1,11 @@
-"""A task that is completed in its handler's own transaction: whatever becomes of the transaction, of the handler and of the worker."""
+"""A task that is completed in its handler's own transaction: whatever becomes of the transaction and of the handler."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -18,8 +14,6 @@ from psycopg.conninfo import make_conninfo
 from fastq import (
     Client,
     CompletionError,
-    Consumer,
-    InvalidTransition,
     Producer,
     Retention,
     Snooze,
@@ -28,14 +22,14 @@ from fastq import (
     TaskLost,
 )
 from fastq._engine import TxCompletion
-from tests.support.consuming import errors, new_consumer, start_python, states
-from tests.support.lab import QUICK, Lab, Runs
+from fastq.migrations import migrate
+from tests.support.completing import Play, counted, effects, playing, wait_counted, wait_until_idle
+from tests.support.consuming import errors, states
+from tests.support.faults.server import PrivateServer
+from tests.support.lab import Lab
 from tests.support.producing import Background, value
-from tests.support.puppets import Puppet
 from tests.support.users import AsyncpgUser, PsycopgUser, User, user_of
 from tests.support.waiting import wait_until
-
-Play = Callable[..., Puppet]
 
 _ROLLED_BACK = "the transaction that was to complete it (complete_tx) was rolled back"
 
@@ -48,18 +42,9 @@ def lab(dsn: str, migrated: str, db: psycopg.Connection, tmp_path: Path) -> Iter
 
 
 @pytest.fixture
-def play(dsn: str, migrated: str, lab: Lab) -> Iterator[Play]:
-    """Starts consumers whose handlers do what the test says."""
-    with ExitStack() as stack:
-
-        def played(*, dsn: str = dsn, options: dict[str, Any] | None = None, **settings: Any) -> Puppet:
-            consumer = new_consumer(dsn, migrated, **(QUICK | {"dead_after": 30} | settings))
-            puppet = Puppet(consumer, **(options or {}))
-            consumer.start()
-            stack.callback(puppet.stop, 3)
-            return puppet
-
-        yield played
+def play(lab: Lab) -> Iterator[Play]:
+    with playing(lab) as play:
+        yield play
 
 
 @pytest.fixture
@@ -72,21 +57,6 @@ def user(lab: Lab, dsn: str) -> Iterator[User]:
 def insert(db: psycopg.Connection) -> str:
     """A handler's statement, on whatever connection."""
     return str(value(db, "SELECT format('INSERT INTO %I.effect VALUES (1)', current_schema())"))
-
-
-def effects(lab: Lab) -> int:
-    return int(lab.value("SELECT count(*) FROM effect"))
-
-
-def counted(consumer: Consumer, **wanted: int) -> bool:
-    """Whether the counters of ends are these, and the others zero."""
-    stats = consumer.stats()
-    names = ("completed", "retried", "failed", "snoozed", "refused")
-    return {name: stats[name] for name in names if stats[name]} == wanted
-
-
-def wait_counted(consumer: Consumer, **wanted: int) -> None:
-    wait_until(lambda: counted(consumer, **wanted), message=f"{wanted} counted, not {consumer.stats()}")
 
 
 # --- the neighbours --------------------------------------------------------------------------------
@@ -147,7 +117,7 @@ def test_a_handler_that_returns_first_waits_for_its_transactions_commit(lab: Lab
     user.complete(run.task)
     run.end()
     # It is neither counted nor run again while nobody knows.
-    wait_until(lambda: puppet.consumer._started().engine.running == 0)
+    wait_until_idle(puppet.consumer)
     assert counted(puppet.consumer)
     assert states(lab.db) == {"running": 1}
     user.commit()
@@ -232,7 +202,7 @@ def test_a_handler_that_raises_before_the_commit_has_completed(
     run = puppet.next()
     user.complete(run.task)
     run.end(error)
-    wait_until(lambda: puppet.consumer._started().engine.running == 0)
+    wait_until_idle(puppet.consumer)
     assert states(lab.db) == {"running": 1}
     with caplog.at_level(logging.ERROR, "fastq"):
         user.commit()
@@ -252,7 +222,7 @@ def test_a_handler_that_raises_and_rolls_back_has_failed_for_its_own_reason(
     user.complete(run.task)
     if order == "first raises":
         run.end(ValueError("no"))
-        wait_until(lambda: puppet.consumer._started().engine.running == 0)
+        wait_until_idle(puppet.consumer)
         user.rollback()
     else:
         user.rollback()
@@ -375,6 +345,18 @@ def test_another_database_is_refused(lab: Lab, play: Play, dsn: str) -> None:
     assert puppet.next().task.attempt == 2
 
 
+def test_another_server_with_the_same_tables_is_refused(lab: Lab, play: Play) -> None:
+    lab.enqueue("t")
+    puppet = play()
+    run = puppet.next()
+    with PrivateServer() as server:
+        migrate(server.dsn, schema=lab.schema)
+        with psycopg.connect(server.dsn) as other, pytest.raises(CompletionError, match="another server or database"):
+            run.do(lambda: run.task.complete_tx(other))
+    run.end(ValueError("let pass"))
+    assert puppet.next().task.attempt == 2
+
+
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 @pytest.mark.parametrize("kind", [PsycopgUser, AsyncpgUser], ids=lambda kind: kind.name)
 def test_a_snapshot_of_its_own_must_show_the_claim(
@@ -398,317 +380,6 @@ def test_a_snapshot_of_its_own_must_show_the_claim(
     run.end()
     wait_counted(puppet.consumer, completed=1)
     assert effects(lab) == 1
-
-
-# --- others who want the task ----------------------------------------------------------------------
-
-
-@contextmanager
-def client_of(lab: Lab) -> Iterator[Client]:
-    with Client(lab.dsn, schema=lab.schema) as client:
-        yield client
-
-
-def wait_until_blocked(lab: Lab, user: User) -> None:
-    wait_until(
-        lambda: lab.value("SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))", user.pid)
-    )
-
-
-@pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_cancel_waits_for_the_transaction_to_decide(lab: Lab, play: Play, user: User, insert: str, end: str) -> None:
-    [id_] = lab.enqueue("t")
-    puppet = play()
-    run = puppet.next()
-    user.execute(insert)
-    user.complete(run.task)
-    with client_of(lab) as client:
-        cancel = Background(lambda: client.cancel_task(id_))
-        wait_until_blocked(lab, user)
-        getattr(user, end)()
-        if end == "commit":
-            with pytest.raises(InvalidTransition) as caught:
-                cancel.result()
-            assert caught.value.task.state == "completed"
-        else:
-            assert cancel.result().state == "cancelled"
-            with pytest.raises(TaskLost, match="it was cancelled, its time is up, or others have it"):
-                user.complete(run.task)
-            user.rollback()
-    run.end()
-    lab.wait_for(**{"completed" if end == "commit" else "cancelled": 1})
-    wait_counted(puppet.consumer, **{"completed" if end == "commit" else "refused": 1})
-    assert effects(lab) == (end == "commit")
-
-
-@pytest.mark.parametrize("kind", [PsycopgUser, AsyncpgUser], ids=lambda kind: kind.name)
-def test_a_task_that_was_cancelled_before_is_lost(
-    lab: Lab, play: Play, dsn: str, insert: str, kind: type[User]
-) -> None:
-    [id_] = lab.enqueue("t")
-    puppet = play()
-    run = puppet.next()
-    with client_of(lab) as client, user_of(kind, lab.producer, dsn) as user:
-        user.execute(insert)
-        client.cancel_task(id_)
-        with pytest.raises(TaskLost):
-            user.complete(run.task)
-        user.rollback()
-    assert effects(lab) == 0
-    assert states(lab.db) == {"cancelled": 1}
-
-
-def test_a_cancel_reaches_a_run_that_has_a_claim_of_its_own(lab: Lab, play: Play, dsn: str) -> None:
-    [id_] = lab.enqueue("t")
-    puppet = play(listen=False)
-    run = puppet.next()
-    with psycopg.connect(dsn, autocommit=True) as conn, pytest.raises(CompletionError, match="autocommit"):
-        run.do(lambda: run.task.complete_tx(conn))
-    with client_of(lab) as client:
-        client.cancel_task(id_)
-    wait_until(run.task.is_cancelled)
-    run.end()
-    wait_counted(puppet.consumer, refused=1)
-
-
-@pytest.mark.parametrize("listen", [True, False], ids=["told", "looks"])
-def test_nobody_takes_a_long_run_for_cancelled(lab: Lab, play: Play, user: User, listen: bool) -> None:
-    """Its claim is not where it was, then it is gone: both look like a cancel to who only counts claims."""
-    ids = lab.enqueue(*range(3))
-    puppet = play(listen=listen, concurrency=3)
-    runs = [puppet.next() for _ in ids]
-    user.complete(runs[0].task)
-    with client_of(lab) as client:
-        client.cancel_task(runs[1].task.id)
-    wait_until(runs[1].task.is_cancelled)
-    assert not runs[0].task.is_cancelled()
-    user.commit()
-    asked = puppet.consumer.stats()["statements"]
-    wait_until(lambda: puppet.consumer.stats()["statements"] >= asked + 20)
-    assert not runs[0].task.is_cancelled()
-    assert not runs[2].task.is_cancelled()
-    for run in runs:
-        run.end()
-    wait_counted(puppet.consumer, completed=2, refused=1)
-    assert puppet.consumer.stats()["cancelled"] == 1
-
-
-@pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_rescue_leaves_an_open_transaction_alone(lab: Lab, play: Play, user: User, insert: str, end: str) -> None:
-    [id_] = lab.enqueue("t")
-    puppet = play()
-    run = puppet.next()
-    me = lab.consumer_id()
-    user.execute(insert)
-    user.complete(run.task)
-    others = Runs()
-    rescuer = lab.consumer(others)
-    lab.declare_dead(me)
-    [other] = lab.enqueue("other")
-    run.end()
-    lab.wait_for(completed=1, running=1)
-    wait_until(lambda: rescuer.stats()["beats"] > 3 and puppet.consumer.stats()["beats"] > 3)
-    assert set(lab.completions()) == {other}
-    getattr(user, end)()
-    lab.wait_for(completed=2)
-    assert set(lab.completions()) == {id_, other}
-    rerun = [id_] if end == "rollback" else []
-    assert [each for each in [*others.ids, *(again.task.id for again in puppet.runs[1:])] if each == id_] == rerun
-    assert effects(lab) == (end == "commit")
-
-
-def test_a_run_that_was_rescued_can_complete_nothing(lab: Lab, play: Play, user: User, insert: str) -> None:
-    [id_] = lab.enqueue("t")
-    puppet = play()
-    run = puppet.next()
-    others = Runs()
-    me = lab.consumer_id()
-    lab.declare_dead(me)
-    lab.consumer(others)
-    wait_until(lambda: not lab.claimed(me), message="the rescue")
-    user.execute(insert)
-    with pytest.raises(TaskLost):
-        user.complete(run.task)
-    user.rollback()
-    run.end()
-    assert effects(lab) == 0
-    again = puppet.next() if not others.ids and puppet.is_waiting else None
-    if again is not None:
-        again.end()
-    lab.wait_for(completed=1)
-    assert set(lab.completions()) == {id_}
-
-
-_STOPPED = """
-import sys
-import psycopg
-from fastq import ConstantBackoff, Consumer
-consumer = Consumer(dsn, schema=schema, heartbeat_interval=0.2, dead_after=1.2, lease=0.6, poll_interval=0.2,
-                    retry_policy=ConstantBackoff(0.0), upkeep=False)
-
-@consumer.handler("t")
-def handle(task):
-    with psycopg.connect(dsn) as conn:
-        conn.execute(f'INSERT INTO "{schema}".effect VALUES (1)')
-        if sys.stdin.readline() == "part\\n":
-            conn.execute("SAVEPOINT x")
-            task.complete_tx(conn)
-            conn.execute("ROLLBACK TO SAVEPOINT x")
-        print("ready", flush=True)
-        sys.stdin.readline()
-        try:
-            task.complete_tx(conn)
-        except BaseException as error:
-            print(type(error).__name__, flush=True)
-            raise
-        print("completed", flush=True)
-
-consumer.start()
-print("up", flush=True)
-sys.stdin.read()
-consumer.stop(0)
-"""
-
-
-@pytest.mark.parametrize("moved", [False, True], ids=["before it was moved", "after it was moved"])
-def test_a_worker_that_stood_still_past_its_death_rolls_back(lab: Lab, moved: bool) -> None:
-    """Stopped (SIGSTOP), declared dead, its task done by another; then it goes on as if nothing had been."""
-    code = f"dsn, schema = {lab.dsn!r}, {lab.schema!r}\n{_STOPPED}"
-    process = start_python(code, stdin=subprocess.PIPE, stderr=None)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "up\n"
-        [id_] = lab.enqueue("t")
-        process.stdin.write("part\n" if moved else "go\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "ready\n"
-        me = lab.consumer_id(pid=process.pid)
-        os.kill(process.pid, signal.SIGSTOP)
-        others = Runs()
-        lab.consumer(others)
-        wait_until(lambda: others.ids == [id_], timeout=30, message="the rescue")
-        lab.wait_for(completed=1)
-        assert not lab.claimed(me)
-        os.kill(process.pid, signal.SIGCONT)
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "TaskLost\n"
-        process.stdin.close()
-        process.wait(20)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    assert effects(lab) == 0
-    assert set(lab.completions()) == {id_}
-
-
-# --- the worker's own connection -------------------------------------------------------------------
-
-
-def test_a_move_whose_answer_is_lost_is_found(lab: Lab, play: Play, user: User) -> None:
-    links = lab.links()
-    lab.enqueue(*range(2))
-    puppet = play(dsn=links.dsn, concurrency=2)
-    run, other = puppet.next(), puppet.next()
-    other.end()
-    wait_counted(puppet.consumer, completed=1)
-    links.hold_answers("complete")
-    completing = user.start(lambda: user.call_complete(run.task))
-    links.wait_for_answer("complete")
-    [(no,)] = lab.all("SELECT no FROM claim")
-    links.cut("complete")
-    completing.result(30)
-    assert lab.all("SELECT no FROM claim") == [(no,)]
-    user.commit()
-    run.end()
-    lab.wait_for(completed=2)
-    wait_counted(puppet.consumer, completed=2)
-
-
-@pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_verdict_whose_answer_is_lost_is_asked_for_again(lab: Lab, play: Play, user: User, end: str) -> None:
-    links = lab.links()
-    lab.enqueue("t")
-    puppet = play(dsn=links.dsn)
-    run = puppet.next()
-    user.complete(run.task)
-    getattr(user, end)()
-    links.hold_answers("complete")
-    run.end()
-    links.wait_for_answer("complete")
-    links.cut("complete")
-    if end == "commit":
-        wait_counted(puppet.consumer, completed=1)
-        lab.wait_for(completed=1)
-    else:
-        assert puppet.next().task.attempt == 2
-        wait_counted(puppet.consumer, retried=1)
-        assert [error.partition(":")[0] for _, error, _ in errors(lab.db)] == ["CompletionError"]
-
-
-def test_a_handler_that_ends_while_its_move_is_under_way_is_not_lost(lab: Lab, play: Play, user: User) -> None:
-    links = lab.links()
-    lab.enqueue("t")
-    puppet = play(dsn=links.dsn)
-    run = puppet.next()
-    links.hold_answers("complete")
-    completing = user.start(lambda: user.call_complete(run.task))
-    links.wait_for_answer("complete")
-    run.end()
-    links.cut("complete")
-    # Which of the two came first is as it is: then the other one is refused.
-    error = completing.exception(30)
-    assert error is None or isinstance(error, CompletionError)
-    if error is None:
-        user.commit()
-    else:
-        user.rollback()
-    lab.wait_for(completed=1)
-    wait_counted(puppet.consumer, completed=1)
-
-
-# --- the end of the worker -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_stop_waits_for_an_open_transaction_no_longer_than_its_time(
-    lab: Lab, play: Play, user: User, insert: str, end: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    [id_] = lab.enqueue("t")
-    puppet = play()
-    run = puppet.next()
-    user.execute(insert)
-    user.complete(run.task)
-    run.end()
-    wait_until(lambda: puppet.consumer._started().engine.running == 0)
-    with caplog.at_level(logging.WARNING, "fastq"):
-        stopping = Background(lambda: puppet.consumer.stop(1.0))
-        stopping.result(5)
-    assert "waits no longer for the transactions that are to complete 1 tasks" in caplog.text
-    getattr(user, end)()
-    others = Runs()
-    lab.consumer(others)
-    lab.wait_for(completed=1)
-    assert others.ids == ([id_] if end == "rollback" else [])
-    assert effects(lab) == (end == "commit")
-
-
-def test_a_stop_waits_for_a_transaction_that_ends_in_time(lab: Lab, play: Play, user: User) -> None:
-    lab.enqueue("t")
-    puppet = play()
-    run = puppet.next()
-    user.complete(run.task)
-    run.end()
-    stopping = Background(lambda: puppet.consumer.stop(20))
-    wait_until(lambda: lab.value("SELECT count(*) FROM consumer WHERE stopping") == 1)
-    assert not stopping.is_done
-    user.commit()
-    stopping.result()
-    assert counted(puppet.consumer, completed=1)
-    assert states(lab.db) == {"completed": 1}
-    assert lab.value("SELECT count(*) FROM consumer") == 0
 
 
 # --- what else a completion does ---------------------------------------------------------------------
@@ -747,7 +418,7 @@ def test_a_queue_that_keeps_nothing(lab: Lab, play: Play, user: User) -> None:
 
 
 def test_a_handler_that_never_calls_it_costs_no_statement(lab: Lab, play: Play) -> None:
-    puppet = play(poll_interval=60, heartbeat_interval=60, dead_after=300, upkeep=False)
+    puppet = play(poll_interval=60, heartbeat_interval=60, dead_after=300, lease=120, upkeep=False)
     lab.enqueue("t")
     puppet.next().end()
     wait_counted(puppet.consumer, completed=1)

@@ -68,22 +68,23 @@ class Puppet:
         self.consumer = consumer
         consumer.add_handler(type_, self, **options)
         self._runs: queue.Queue[Run] = queue.Queue()
+        self._is_free = False
         self.runs: list[Run] = []
 
     def __call__(self, task: TaskInfo) -> Any:
         run = Run(task)
         self.runs.append(run)
         self._runs.put(run)
-        run.obey()
+        if not self._is_free:
+            run.obey()
 
     def next(self) -> Run:
         """The next run that was begun."""
         return self._runs.get(timeout=LIMIT)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether there is a run that `next` did not give."""
-        return not self._runs.empty()
+    def free(self) -> None:
+        """From now on further runs return at once."""
+        self._is_free = True
 
     def stop(self, timeout: float = 10) -> None:
         """Lets all handlers return (those that have ended hear nothing of it), and stops the consumer if it runs."""

@@ -21,6 +21,7 @@ _ACTIONS: Final = "tests/integration/test_client_actions.py::"
 _RESULTS: Final = "tests/integration/test_results.py::"
 _EXPIRY: Final = "tests/integration/test_expiry.py::"
 _TX: Final = "tests/integration/test_complete_tx.py::"
+_OTHERS_TX: Final = "tests/integration/test_complete_tx_others.py::"
 _STORED_TX: Final = "tests/integration/test_storage_tx.py::"
 _STOP: Final = "tests/faults/test_process_stop.py::"
 
@@ -427,8 +428,8 @@ GUARDS: Final = (
         "python/fastq/_tx/completing.py",
         (("if ended == [self._no]:", "if ended is not None:"),),
         (
-            _TX + "test_a_task_that_was_cancelled_before_is_lost",
-            _TX + "test_a_worker_that_stood_still_past_its_death_rolls_back",
+            _OTHERS_TX + "test_a_task_that_was_cancelled_before_is_lost",
+            _OTHERS_TX + "test_a_worker_that_stood_still_past_its_death_rolls_back",
         ),
     ),
     _sql(
@@ -451,7 +452,7 @@ GUARDS: Final = (
         "engine/consume/cancel",
         "        shared.tx.add_held(epoch, &mut held);\n",
         "",
-        _TX + "test_nobody_takes_a_long_run_for_cancelled",
+        _OTHERS_TX + "test_nobody_takes_a_long_run_for_cancelled",
     ),
     # --- results and enqueues in doubt ---
     _rust(
