@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, TypeAlias
 
@@ -46,6 +47,7 @@ _PLACEHOLDERS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
 class Held:
     """What the role of a connection may do in a schema."""
 

@@ -322,9 +322,10 @@ impl Completer<'_> {
         Ok(())
     }
 
-    /// The transaction was rolled back: what the handler did outside of it decides, and that it returned is no completion.
+    /// No transaction is to complete it: the handler's outcome counts, but that it returned is no completion where one was rolled back.
     fn take_back_tx(&mut self, mut ended: Ended, part: &Part, flushes: &mut BTreeMap<u32, Flush>) {
-        if is_return(&ended.outcome) {
+        // Not back, but never sent: the handler ended while its claim was being made.
+        if part.was_back && is_return(&ended.outcome) {
             let id = ended.holder.id;
             let message = format!(
                 "task {id}: its handler returned, but the transaction that was to complete it (complete_tx) was rolled back"
