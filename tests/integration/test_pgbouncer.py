@@ -230,7 +230,7 @@ def test_a_task_is_completed_in_its_handlers_transaction(
     consumer.start()
     try:
         runs = [puppet.next() for _ in range(4)]
-        with psycopg.connect(pooled, prepare_threshold=0) as conn:
+        with psycopg.connect(pooled, prepare_threshold=None) as conn:
             runs[0].do(lambda: runs[0].task.complete_tx(conn))
             for run in runs[1:]:
                 run.end()
@@ -241,7 +241,7 @@ def test_a_task_is_completed_in_its_handlers_transaction(
         assert consumer.stats()["refused"] == 0
         again = producer.enqueue(Task("t"))
         run = puppet.next()
-        with psycopg.connect(pooled, prepare_threshold=0) as conn:
+        with psycopg.connect(pooled, prepare_threshold=None) as conn:
             run.do(lambda: run.task.complete_tx(conn))
             conn.rollback()
         run.end()
