@@ -28,4 +28,4 @@ SELECT s.own, (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
        (SELECT oid FROM pg_database WHERE datname = current_database())::bigint AS base
   FROM sent s
  WHERE s.own IN (SELECT no FROM kept)
-    OR EXISTS (SELECT FROM fastq.claim c WHERE c.consumer = $1 AND c.no = s.own)
+    OR EXISTS (SELECT FROM fastq.claim c WHERE c.consumer = $1 AND c.no = s.own OFFSET 0)

@@ -6,6 +6,7 @@
 -- is still on its way can find it, nor make what the consumer does next wait. Also where an earlier try, whose answer was lost, did so.
 -- missing: no trace of the task; whoever completed it also deleted it, or its queue keeps nothing.
 -- lost: others have it.
+-- OFFSET 0: looked up one by one, not read into a hash.
 -- One snapshot: claim and completion come and go together, so a claim that is seen and can't be locked is open, whatever commits meanwhile.
 WITH sent AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS s (no, id, fresh)
@@ -16,8 +17,8 @@ WITH sent AS MATERIALIZED (
     UPDATE fastq.claim c SET no = f.fresh FROM free f WHERE c.consumer = ANY (ARRAY[f.consumer]) AND c.no = f.no RETURNING f.no
 )
 SELECT s.no,
-       CASE WHEN s.no IN (SELECT no FROM back) OR EXISTS (SELECT FROM fastq.claim c WHERE c.consumer = $1 AND c.no = s.fresh) THEN 'back'
-            WHEN EXISTS (SELECT FROM fastq.claim c WHERE c.consumer = $1 AND c.no = s.no) THEN 'open'
+       CASE WHEN s.no IN (SELECT no FROM back) OR EXISTS (SELECT FROM fastq.claim c WHERE c.consumer = $1 AND c.no = s.fresh OFFSET 0) THEN 'back'
+            WHEN EXISTS (SELECT FROM fastq.claim c WHERE c.consumer = $1 AND c.no = s.no OFFSET 0) THEN 'open'
             WHEN EXISTS (SELECT FROM fastq.done d WHERE d.lo = s.id AND d.ids @> s.id AND d.consumer = $1 AND d.no = s.no OFFSET 0) THEN 'done'
             WHEN EXISTS (SELECT FROM fastq.task t WHERE t.id = s.id OFFSET 0)
               OR EXISTS (SELECT FROM fastq.delayed w WHERE w.id = s.id OFFSET 0)

@@ -42,7 +42,7 @@ pub struct Part {
     pub state: State,
     /// A transaction that was to complete it was rolled back, and none was tried since.
     pub was_back: bool,
-    /// Which server and database this is, as find_home.sql answers.
+    /// Which server and database this is, as `find_home.sql` answers.
     pub home: [i64; 2],
 }
 
@@ -185,7 +185,7 @@ impl Tx {
         !self.is_idle() && self.parts.lock().get(holder).is_some_and(|p| p.state >= State::Sent)
     }
 
-    /// Of claims ($1 in read_own_claims.sql) those, too, that hold tasks of theirs alone, or whose tasks these are.
+    /// Of claims ($1 in `read_own_claims.sql`) those, too, that hold tasks of theirs alone, or whose tasks these are.
     pub fn add_claims(&self, epoch: u32, nos: &mut std::collections::BTreeSet<i64>) {
         for (holder, part) in self.parts.lock().iter().filter(|(h, _)| h.epoch == epoch) {
             if nos.contains(&holder.no) || nos.contains(&part.no) {

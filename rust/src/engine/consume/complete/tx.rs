@@ -182,14 +182,18 @@ impl Completer<'_> {
                     let mut later = Vec::new();
                     for ((holder, mut asks), part) in members.into_iter().zip(parts) {
                         if asks.iter().any(|a| a.in_doubt) || (is_sent && e.is_lost()) {
-                            asks.iter_mut().for_each(|a| a.in_doubt = true);
+                            for ask in &mut asks {
+                                ask.in_doubt = true;
+                            }
                             later.extend(asks);
                         } else if !is_sent {
                             self.unpart(holder, &part);
                             later.extend(asks);
                         } else {
                             self.unpart(holder, &part);
-                            asks.into_iter().for_each(|a| a.answer(Err(e.clone())));
+                            for ask in asks {
+                                ask.answer(Err(e.clone()));
+                            }
                         }
                     }
                     later.extend(by_epoch.into_values().flatten().flat_map(|(_, asks)| asks));
@@ -208,7 +212,9 @@ impl Completer<'_> {
                     part.task.lose();
                 }
                 let answer = if is_held { Answer::Held } else { Answer::Lost };
-                asks.into_iter().for_each(|a| a.answer(Ok(answer)));
+                for ask in asks {
+                    ask.answer(Ok(answer));
+                }
             }
         }
         Ok(())
@@ -238,7 +244,9 @@ impl Completer<'_> {
                 }
                 (End::Done | End::Lost, None) => Answer::Lost,
             };
-            asked.remove(&holder).into_iter().flatten().for_each(|a| a.answer(Ok(answer)));
+            for ask in asked.remove(&holder).into_iter().flatten() {
+                ask.answer(Ok(answer));
+            }
         }
         Ok(())
     }
