@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final, TypedDict
 
 from fastq.errors import SettingsError
-from fastq.retention import Retention
+from fastq.retention import ENDED, Ended, Retention, read_archive
 from fastq.settings import ClientSettings, ConsumerSettings, ProducerSettings
 from fastq.task import to_seconds
 
 # What goes to the engine as a number of 32 bits.
 _COUNT_LIMIT: Final = 2**31 - 1
+# How long tasks are kept: 0 is allowed.
+_KEPT: Final = tuple(f"{name}_retention" for name in ENDED)
+_NOT_SINGLE: Final = {"archive", "queue_retention", *_KEPT}
 #: Characters of a type, a queue or a token.
 NAME_LIMIT: Final = 255
 
@@ -41,13 +44,16 @@ class ConsumerOptions(TypedDict, total=False):
     listen: bool
     """Wake up by LISTEN/NOTIFY (True); off: by polling alone."""
     completed_retention: float | timedelta
-    """How long a completed task is kept (24 h)."""
+    """How long a completed task is kept (24 h); 0, here and below: it is deleted at once."""
     failed_retention: float | timedelta
     """How long a failed task is kept (7 days)."""
     cancelled_retention: float | timedelta
     """How long a cancelled task is kept (24 h)."""
     expired_retention: float | timedelta
     """How long a task is kept that was not begun in time (24 h)."""
+    archive: bool | Collection[Ended]
+    """Whether a task goes into the table ``archive`` when its time is over (False), or for which of ``"completed"``, ``"failed"``,
+    ``"cancelled"`` and ``"expired"`` it is so. As with the times, what the consumer has that leads counts."""
     queue_retention: Mapping[str, Retention]
     """Queues that keep theirs for times of their own (none do). The times of the consumer that leads count: give all the same."""
     upkeep: bool
@@ -97,8 +103,13 @@ class MigrationOptions(TypedDict, total=False):
 
 def read_consumer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Check ``given`` and bring durations to seconds. Raises SettingsError."""
-    single = {name: value for name, value in given.items() if name != "queue_retention"}
+    single = {name: value for name, value in given.items() if name not in _NOT_SINGLE}
     options = _read(ConsumerSettings, ConsumerOptions.__annotations__, single)
+    for name in _KEPT:
+        if name in given:
+            options[name] = read_seconds(name, given[name])
+    if "archive" in given:
+        options["archive"] = read_archive("archive", given["archive"])
     if "queue_retention" in given:
         options["queue_retention"] = _read_queue_retention(given["queue_retention"], options)
     beat = options.get("heartbeat_interval", 3.0)
@@ -109,8 +120,13 @@ def read_consumer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _read_queue_retention(given: object, options: Mapping[str, Any]) -> list[tuple[str, float, float, float, float]]:
-    """Each queue with its four times in seconds, which are the consumer's where it says nothing. Raises SettingsError."""
+def _read_queue_retention(
+    given: object, options: Mapping[str, Any]
+) -> list[tuple[str, tuple[float, ...], tuple[bool, ...]]]:
+    """Each queue with its four times in seconds, and whether what is over is archived: as the consumer has it where it says nothing.
+
+    Raises SettingsError.
+    """
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(ConsumerSettings)} | dict(
         options
     )
@@ -121,11 +137,11 @@ def _read_queue_retention(given: object, options: Mapping[str, Any]) -> list[tup
         read_name("a queue in queue_retention", queue)
         if not isinstance(kept, Retention):
             raise SettingsError(f"queue_retention[{queue!r}] is {kept!r}, but must be a Retention(…)")
-        completed, failed, cancelled, expired = (
-            defaults[f"{one.name}_retention"] if (value := getattr(kept, one.name)) is None else value
-            for one in dataclasses.fields(kept)
+        times = tuple(
+            defaults[f"{name}_retention"] if (value := getattr(kept, name)) is None else value for name in ENDED
         )
-        found.append((queue, completed, failed, cancelled, expired))
+        archived = defaults["archive"] if kept.archive is None else read_archive("archive", kept.archive)
+        found.append((queue, times, archived))
     return found
 
 

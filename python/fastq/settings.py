@@ -90,8 +90,10 @@ class ConsumerSettings:
     failed_retention: float = 7 * 86_400.0
     cancelled_retention: float = 86_400.0
     expired_retention: float = 86_400.0
-    queue_retention: list[tuple[str, float, float, float, float]] = field(default_factory=list)
-    """Queue, and its own four, in the order above."""
+    archive: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    """Whether what is over is archived, in the order above."""
+    queue_retention: list[tuple[str, tuple[float, ...], tuple[bool, ...]]] = field(default_factory=list)
+    """Queue, its own four times, and its own four answers."""
     upkeep: bool = True
     """It may be the one that rescues, promotes and forgets for all."""
     result_limit: int = RESULT_LIMIT

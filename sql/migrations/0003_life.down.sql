@@ -1,6 +1,7 @@
--- Undo step 3: what a deletion looks tokens up by, what retention finds the dead by, and the results that were kept.
+-- Undo step 3: what a deletion looks tokens up by, what retention finds the dead by, the results that were kept, and the archive.
 DROP INDEX IF EXISTS fastq.token_id, fastq.dead_lane_ended_at;
 DROP TABLE fastq.result;
+DROP TABLE fastq.archive;
 
 -- And how long a token is held: all are held while their task is kept again.
 ALTER TABLE fastq.token DROP COLUMN expires_at, DROP COLUMN until_end;

@@ -13,6 +13,24 @@ CREATE TABLE fastq.result (
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX result_expires_at ON fastq.result (expires_at);
 
+-- Where it is so set, what retention removes goes here: one row a task, written in the statement that takes it out of `done` or `dead`. fastq
+-- only ever inserts, by these columns' names, and never reads: it may be drained, or another table, partitioned or not, put in its place.
+CREATE TABLE fastq.archive (
+    id           bigint NOT NULL,
+    type         text COLLATE "C" NOT NULL,
+    queue        text COLLATE "C" NOT NULL,
+    priority     smallint NOT NULL,
+    state        text NOT NULL,                -- completed, failed, cancelled or expired
+    attempts     smallint NOT NULL,
+    max_attempts smallint NOT NULL,
+    created_at   timestamptz NOT NULL,
+    ended_at     timestamptz NOT NULL,
+    format       "char" NOT NULL,              -- j: JSON in UTF-8, b: raw bytes
+    payload      bytea NOT NULL,
+    error        text                          -- of its last failed attempt; NULL: none failed
+);
+CREATE INDEX archive_id ON fastq.archive (id);
+
 -- How long a token is held, where that is not for as long as its task is kept; NULL in both, and in rows of older producers: so long. What is
 -- unique in a queue or everywhere has an empty type, which no task has, and a token of `<bytes of the queue's name>:<queue>:<token>` or
 -- `:<token>`. No default: the columns cost no rewrite, and nothing in a row that doesn't use them.

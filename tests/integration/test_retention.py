@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from fastq import Consumer, Retention, SettingsError, Task, TaskInfo
+from fastq import Client, Consumer, Retention, SettingsError, Task, TaskInfo
 from tests.support.consuming import states
 from tests.support.lab import Lab
 from tests.support.waiting import wait_until
@@ -61,6 +61,57 @@ def test_cancelled_tasks_have_a_time_of_their_own(lab: Lab) -> None:
     lab.db.execute("UPDATE dead SET state = 'cancelled' WHERE id = %s", [failed[0]])
     wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 2, timeout=20)
     assert states(lab.db) == {"failed": 2}
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled", "expired"])
+@pytest.mark.parametrize("by_queue", [False, True])
+def test_each_outcome_can_be_deleted_at_once(lab: Lab, outcome: str, by_queue: bool) -> None:
+    """For all queues, or for one; the other outcomes stay, and so does what waits."""
+
+    def handle(task: TaskInfo) -> None:
+        if task.payload == "fail":
+            raise ValueError
+
+    settings: dict[str, Any] = (
+        {"queue_retention": {"cache": Retention(**{outcome: 0})}} if by_queue else {f"{outcome}_retention": 0}
+    )
+    queues = ("cache", "default")
+    for queue in queues:
+        lab.enqueue("fine", queue=queue)
+        lab.enqueue("fail", queue=queue, max_attempts=1)
+        lab.enqueue_type("other", "waits", queue=queue)
+        [over] = lab.enqueue_type("other", "over", queue=queue, expires_at=datetime.now(UTC) + timedelta(seconds=0.1))
+        [cancelled] = lab.enqueue_type("other", "cancelled", queue=queue)
+        with Client(lab.dsn, schema=lab.schema) as client:
+            client.cancel_task(cancelled)
+    lab.consumer(handle, **settings)
+    expected = {
+        (queue, state)
+        for queue in queues
+        for state in ("pending", "completed", "failed", "cancelled", "expired")
+        if state != outcome or (by_queue and queue == "default")
+    }
+    wait_until(
+        lambda: (
+            set(lab.all("SELECT queue, state FROM tasks")) == expected and lab.value("SELECT count(*) FROM ready") == 2
+        ),
+        timeout=20,
+    )
+    # Contents, too: one of each waiting or completed task, and the copies of those that ended otherwise, which their leaf keeps.
+    gone = 0 if outcome != "completed" else 1 if by_queue else 2
+    assert lab.value("SELECT count(*) FROM task") == 10 - gone
+    assert over
+
+
+def test_what_is_deleted_at_once_turns_no_leaves(lab: Lab) -> None:
+    """A leaf that closed with each round would have all that waits copied each time."""
+    lab.consumer(lambda _: None, completed_retention=0)
+    waiting = lab.enqueue_others(*range(100))
+    for _ in range(3):
+        lab.enqueue(count=200)
+        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 100, timeout=20)
+    assert lab.all("SELECT no, state FROM leaf WHERE state <> 'empty'") == [(0, "open")]
+    assert [id_ for (id_,) in lab.all("SELECT id FROM task ORDER BY id")] == waiting
 
 
 def test_a_consumer_without_upkeep_never_leads(lab: Lab) -> None:

@@ -124,10 +124,11 @@ def test_a_worker_lives_the_whole_life_of_tasks(
         lab.wait_for(completed=2 + 2 + 1 + 1000 + 10, failed=1)
         assert set(lab.losses()) == set(lost)
         worker.stop()
-        lab.consumer(handle, completed_retention=1.0, failed_retention=1.0)
+        lab.consumer(handle, completed_retention=1.0, failed_retention=1.0, archive=True)
         wait_until(
             lambda: lab.all("SELECT id FROM task UNION SELECT id FROM dead UNION SELECT lo FROM done") == [], timeout=30
         )
+        assert lab.value("SELECT count(*) FROM archive") == 1015
     assert not [record for record in caplog.records if "permission" in record.getMessage()]
 
 

@@ -217,6 +217,7 @@ ASKS_NOTHING = {
     "list_leaves_to_empty",
     "list_used_leaves",
     "lock_leaf",
+    "check_leaf_archived",
     "truncate_leaf",
     "free_leaf",
     "tick",

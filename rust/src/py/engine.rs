@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::engine::consume::moment::Moment;
-use crate::engine::consume::retain::{Kept, Retentions};
+use crate::engine::consume::retain::{Kept, Retentions, Rule};
 use crate::engine::consume::sched::{Kind, Message, Next, Take};
 use crate::engine::consume::task::{Failure, Outcome, Task};
 use crate::engine::consume::{self, Phase, Settings, Shared};
@@ -59,7 +59,8 @@ struct ConsumerSettings {
     failed_retention: f64,
     cancelled_retention: f64,
     expired_retention: f64,
-    queue_retention: Vec<(String, f64, f64, f64, f64)>,
+    archive: [bool; 4],
+    queue_retention: Vec<(String, [f64; 4], [bool; 4])>,
     upkeep: bool,
     result_limit: usize,
     ageing: usize,
@@ -73,19 +74,19 @@ impl ConsumerSettings {
                 .filter(|d| *d > Duration::ZERO)
                 .ok_or_else(|| Error::settings(format!("{name} is {value}; it must be a positive number of seconds")))
         };
-        let of_queue = |(queue, completed, failed, cancelled, expired): (String, f64, f64, f64, f64)| {
-            let time = |seconds| {
-                Duration::try_from_secs_f64(seconds)
-                    .map_err(|e| Error::settings(format!("the retention of queue {queue:?} is {seconds} s: {e}")))
+        let kept = |whose: &str, times: [f64; 4], archived: [bool; 4]| -> Result<Kept, Error> {
+            let rule = |at: usize| {
+                let time = Duration::try_from_secs_f64(times[at])
+                    .map_err(|e| Error::settings(format!("the retention of {whose} is {} s: {e}", times[at])))?;
+                Ok::<_, Error>(Rule { time, is_archived: archived[at] })
             };
-            let kept = Kept {
-                completed: time(completed)?,
-                failed: time(failed)?,
-                cancelled: time(cancelled)?,
-                expired: time(expired)?,
-            };
-            Ok((queue, kept))
+            Ok(Kept { completed: rule(0)?, failed: rule(1)?, cancelled: rule(2)?, expired: rule(3)? })
         };
+        let of_queue = |(queue, times, archived): (String, [f64; 4], [bool; 4])| {
+            let rules = kept(&format!("queue {queue:?}"), times, archived)?;
+            Ok((queue, rules))
+        };
+        let times = [self.completed_retention, self.failed_retention, self.cancelled_retention, self.expired_retention];
         let concurrency = self.concurrency;
         let kind = |t: TypeSettings| {
             let timeout = t.timeout.map(|s| time("timeout", s)).transpose()?;
@@ -112,12 +113,7 @@ impl ConsumerSettings {
             statement_timeout: time("statement_timeout", self.statement_timeout)?,
             listen: self.listen,
             retention: Retentions {
-                rest: Kept {
-                    completed: time("completed_retention", self.completed_retention)?,
-                    failed: time("failed_retention", self.failed_retention)?,
-                    cancelled: time("cancelled_retention", self.cancelled_retention)?,
-                    expired: time("expired_retention", self.expired_retention)?,
-                },
+                rest: kept("all queues", times, self.archive)?,
                 queues: self.queue_retention.into_iter().map(of_queue).collect::<Result<_, Error>>()?,
             },
             upkeep: self.upkeep,

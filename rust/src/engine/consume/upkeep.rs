@@ -236,16 +236,19 @@ impl<'a> Upkeep<'a> {
                     seen.next = Duration::from_secs_f64(due_in) + Duration::from_millis(1);
                 }
             }
-            Duty::Retain => match self.retention.work(self.shared, link, leader, beat_at).await {
-                // A whole round: some of its steps may work where others will fail again.
-                Ok(true) => self.retention_trouble.end(self.shared, "old tasks can be forgotten again"),
-                Ok(false) => {}
-                Err(e) if e.is_lost() => return Err(e),
-                Err(e) => {
-                    let message = format!("old tasks can't be forgotten, tried again in the next round: {e}");
-                    self.retention_trouble.note(self.shared, &e, message);
+            // No longer than until a delayed task is due.
+            Duty::Retain => {
+                match self.retention.work(self.shared, link, leader, beat_at.min(Instant::now() + seen.next)).await {
+                    // A whole round: some of its steps may work where others will fail again.
+                    Ok(true) => self.retention_trouble.end(self.shared, "old tasks can be forgotten again"),
+                    Ok(false) => {}
+                    Err(e) if e.is_lost() => return Err(e),
+                    Err(e) => {
+                        let message = format!("old tasks can't be forgotten, tried again in the next round: {e}");
+                        self.retention_trouble.note(self.shared, &e, message);
+                    }
                 }
-            },
+            }
         }
         Ok(())
     }

@@ -1,0 +1,154 @@
+"""The archive on whole engines: for which consumers, queues and ends it is on, and that each task is in it once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from fastq import Client, Consumer, Retention, SettingsError, Task, TaskInfo, TaskNotFound
+from tests.support.consuming import states
+from tests.support.lab import Lab, Runs
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def lab(dsn: str, migrated: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Lab]:
+    with Lab(dsn, migrated, db, tmp_path) as lab:
+        yield lab
+
+
+def archived(lab: Lab) -> list[int]:
+    """The ids in the archive, as often as they are in it."""
+    return [id_ for (id_,) in lab.all("SELECT id FROM archive ORDER BY id")]
+
+
+def _wait_until_archived(lab: Lab, ids: list[int]) -> None:
+    wait_until(lambda: archived(lab) == sorted(ids), timeout=30, message="all of them in the archive, once")
+
+
+def fail_if_told(task: TaskInfo) -> None:
+    if task.payload == "fail":
+        raise ValueError("as told")
+
+
+def test_all_that_retention_removes_is_in_the_archive_once(lab: Lab) -> None:
+    consumer = lab.consumer(fail_if_told, completed_retention=0.5, failed_retention=0.5, archive=True)
+    ids = lab.enqueue(*({"n": n} for n in range(1500)), max_attempts=2)
+    ids += lab.enqueue("fail", "fail", max_attempts=2)
+    ids += [lab.producer.enqueue(Task("t", b"\x00raw", queue="audit", priority=3)).id]
+    held = lab.enqueue_others("waits")
+    # One leaf after the other, while work comes in.
+    for _ in range(3):
+        ids += lab.enqueue(count=300)
+        _wait_until_archived(lab, ids)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 1, timeout=30, message="all leaves empty")
+    assert states(lab.db) == {"pending": 1}
+    rows = lab.all("SELECT state, attempts, error, count(*) FROM archive GROUP BY 1, 2, 3 ORDER BY 1, 2, 3")
+    assert rows == [("completed", 1, None, 2401), ("failed", 2, "ValueError: as told", 2)]
+    assert lab.all("SELECT queue, priority, format::text, payload FROM archive WHERE format = 'b'") == [
+        ("audit", 3, "b", b"\x00raw")
+    ]
+    assert lab.value("SELECT payload FROM archive WHERE id = %s", ids[7]) == b'{"n":7}'
+    with Client(lab.dsn, schema=lab.schema) as client, pytest.raises(TaskNotFound):
+        client.get_task(ids[0])
+    consumer.stop()
+    assert archived(lab) == sorted(ids)
+    assert held
+
+
+def test_a_leaf_that_could_not_be_emptied_is_not_copied_twice(lab: Lab) -> None:
+    """The worker that has copied it is killed before the leaf is empty; two others go on."""
+    lab.db.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'not yet'; END$$"
+    )
+    lab.db.execute("CREATE TRIGGER refuse BEFORE TRUNCATE ON task_00 EXECUTE FUNCTION refuse()")
+    worker = lab.worker(completed_retention=0.5, archive=True)
+    ids = lab.enqueue(count=1200)
+    wait_until(lambda: "not yet" in worker.log, timeout=30)
+    wait_until(lambda: archived(lab) == sorted(ids), timeout=30)
+    worker.kill()
+    assert lab.value("SELECT count(*) FROM task_00") == 1200
+    lab.db.execute("DROP TRIGGER refuse ON task_00")
+    for _ in range(2):
+        lab.consumer(Runs(), completed_retention=0.5, archive=True)
+    more = lab.enqueue(count=100)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=30)
+    assert archived(lab) == sorted([*ids, *more])
+
+
+def test_what_cannot_be_archived_stays(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody has dropped the table: nothing is removed until it is back, and everything else goes on."""
+    caplog.set_level("INFO", "fastq")
+    lab.db.execute("ALTER TABLE archive RENAME TO elsewhere")
+    runs = Runs()
+    lab.consumer(runs, completed_retention=0.5, failed_retention=0.5, archive=True)
+    ids = lab.enqueue(count=10)
+    lab.wait_for(completed=10)
+    wait_until(lambda: "old tasks can't be forgotten" in caplog.text, timeout=20)
+    [late] = lab.enqueue("late")
+    wait_until(lambda: late in runs.ids)
+    lab.wait_for(completed=11)
+    lab.db.execute("ALTER TABLE elsewhere RENAME TO archive")
+    wait_until(lambda: archived(lab) == sorted([*ids, late]), timeout=20)
+    wait_until(lambda: "old tasks can be forgotten again" in caplog.text, timeout=20)
+
+
+def test_by_outcome_and_by_queue(lab: Lab) -> None:
+    lab.consumer(
+        fail_if_told,
+        completed_retention=0.5,
+        failed_retention=0.5,
+        cancelled_retention=0.5,
+        archive=["failed", "cancelled"],
+        queue_retention={
+            "audit": Retention(archive=True),
+            "cache": Retention(completed=timedelta(0), archive=("completed",)),
+            "noise": Retention(failed=0, archive=False),
+        },
+    )
+    expected = []
+    for queue, kept in (
+        ("default", {"failed"}),
+        ("audit", {"completed", "failed"}),
+        ("cache", {"completed"}),
+        ("noise", ()),
+    ):
+        good = lab.enqueue("fine", "fine", queue=queue)
+        bad = lab.enqueue("fail", queue=queue, max_attempts=1)
+        expected += good if "completed" in kept else []
+        expected += bad if "failed" in kept else []
+    [cancelled] = lab.enqueue_others("never")
+    with Client(lab.dsn, schema=lab.schema) as client:
+        client.cancel_task(cancelled)
+    expected.append(cancelled)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=30)
+    wait_until(lambda: states(lab.db) == {}, timeout=30)
+    assert archived(lab) == sorted(expected)
+    assert dict(lab.all("SELECT state, count(*) FROM archive GROUP BY state")) == {
+        "completed": 4,
+        "failed": 2,
+        "cancelled": 1,
+    }
+
+
+def test_nothing_is_archived_unless_it_is_asked_for(lab: Lab) -> None:
+    lab.consumer(fail_if_told, completed_retention=0.5, failed_retention=0.5)
+    lab.enqueue(count=100)
+    lab.enqueue("fail", max_attempts=1)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=30)
+    wait_until(lambda: states(lab.db) == {}, timeout=30)
+    assert archived(lab) == []
+
+
+@pytest.mark.parametrize("value", ["failed", 1, None, ["lost"], [None], b"failed", {"failed", 7}])
+def test_a_wrong_archive_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="archive"):
+        Consumer("postgresql://nowhere", archive=value)
+    if value is not None:
+        with pytest.raises(SettingsError, match="archive"):
+            Retention(archive=value)
