@@ -17,9 +17,11 @@ __all__ = [
     "TaskInfo",
     "TxCompletion",
     "TxTasks",
+    "cancel_made",
     "complete_dsn",
     "encode_json",
     "grants",
+    "make_task",
     "migrations",
     "parse_dsn",
     "queries",
@@ -45,6 +47,21 @@ def rights_of(role: str) -> list[tuple[str, str, str, str]]:
 
 def running_task() -> TaskInfo | None:
     """The task whose sync handler runs on the calling thread."""
+
+def make_task(
+    number: int,
+    name: str,
+    queue: str,
+    payload: bytes,
+    is_json: bool,
+    attempt: int,
+    max_attempts: int,
+    created_at: int,
+) -> TaskInfo:
+    """A task with no engine behind it, of this id and type. ``created_at``: microseconds since 2000-01-01 UTC."""
+
+def cancel_made(task: TaskInfo) -> None:
+    """From here on ``is_cancelled()`` of a task of ``make_task``. Raises TypeError: it is an engine's."""
 
 def render(text: str, schema: str) -> str:
     """``text`` with ``fastq.`` replaced by the quoted ``schema``. Raises SettingsError for a name PostgreSQL would refuse or cut."""

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from fastq import Consumer, Producer, Task, TaskCancelled, TaskInfo
+from fastq import Consumer, Producer, Task, TaskCancelled, TaskInfo, testing
 from fastq.cli import main
 from fastq.client import Client
 from tests.support.consuming import new_consumer, states, wait_for_states
@@ -464,3 +464,23 @@ def test_a_cancelled_task_that_is_retried_runs_again_beside_its_old_run(
     let_go.set()
     wait_until(lambda: consumer.stats()["refused"] == 1)
     assert states(db) == {"completed": 1}
+
+
+def test_what_cancels_tasks_of_unit_tests_leaves_a_workers_alone(
+    make: Make, producer: Producer, db: psycopg.Connection
+) -> None:
+    refused: list[TypeError] = []
+
+    def handle(task: TaskInfo) -> None:
+        try:
+            testing.cancel(task)
+        except TypeError as error:
+            refused.append(error)
+        assert not task.is_cancelled()
+
+    consumer = make()
+    consumer.add_handler("t", handle)
+    consumer.start()
+    producer.enqueue(Task("t"))
+    wait_for_states(db, {"completed": 1})
+    assert "worker's own" in str(refused)

@@ -172,7 +172,12 @@ with fastq.Client(app.dsn, schema=app.schema) as client, app.consumer(poll_inter
 @pytest.mark.parametrize("document", ["docs/handlers.md"], indirect=True)
 def test_handlers(document: Document, dsn: str, migrated: str) -> None:
     printed = document.python("-W", "error", "-", text=document.script + _WORK)
-    assert printed.splitlines() == ["before the first task", "9.50", "after the last handler has ended"]
+    assert printed.splitlines() == [
+        "stopped when it was told to",
+        "before the first task",
+        "9.50",
+        "after the last handler has ended",
+    ]
 
 
 # What a Django project has in its settings.

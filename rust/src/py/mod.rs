@@ -10,6 +10,7 @@ mod producer;
 mod result;
 mod task;
 mod task_in;
+mod testing;
 mod tx;
 
 use pyo3::prelude::*;
@@ -72,6 +73,9 @@ mod _core {
 
     #[pymodule_export]
     use super::task::{TaskInfo, running_task};
+
+    #[pymodule_export]
+    use super::testing::{cancel_made, make_task};
 
     #[pymodule_export]
     use super::tx::TxTasks;

@@ -50,7 +50,7 @@ use task::{Holder, Outcome, Task};
 use tx::{Tx, Undone};
 
 /// All that a consumer's engine is told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[allow(missing_docs, reason = "the fields are those of fastq.settings.ConsumerSettings, documented there")]
 pub struct Settings {
     pub dsn: String,
@@ -163,6 +163,11 @@ impl Shared {
             waker: Mutex::new(None),
             pid: std::process::id(),
         }
+    }
+
+    /// With no engine behind it, which never starts: for tasks that are made to test handlers.
+    pub fn detached() -> Self {
+        Self::new(Settings::default())
     }
 
     /// Where the engine is in its life.
