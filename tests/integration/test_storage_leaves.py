@@ -316,6 +316,66 @@ def test_truncation_gives_up_on_a_reader(store: Session, leader: Leader, open_se
     assert leader.empty_leaf(0)
 
 
+def test_who_waits_behind_a_truncation_waits_as_long_as_that_does(
+    store: Session, leader: Leader, open_session: OpenSession
+) -> None:
+    """A reader's open transaction keeps the truncation waiting, and that the claims behind it: until its own limit is over."""
+    enqueue(store, 3)
+    run_all(store, 1)
+    close_leaf(leader)
+    [waiting] = enqueue(store, 1, leaf=1)
+    reader, claimer, observer = open_session(), open_session(), open_session()
+    reader.begin()
+    assert reader.value("SELECT count(*) FROM fastq.task_00") == 3
+    worker = Worker(claimer, 2)
+    store.begin()
+    # Long enough to see what waits for whom; the engine's is LOCK_WAIT.
+    store.sql("SET LOCAL lock_timeout = '3s'")
+    store.run("lock_leaf", leaf=0)
+    with in_background(store, lambda: store.run("truncate_leaf", leaf=0)) as truncation:
+        wait_blocked(observer, store)
+        with in_background(claimer, lambda: worker.claim(1)) as claim:
+            wait_until(
+                lambda: observer.value("SELECT $1 = ANY (pg_blocking_pids($2::integer))", store.pid, claimer.pid),
+                message="a claim that waits for the truncation",
+            )
+            assert not claim.done()
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                truncation.result(30)
+            store.rollback()
+            # The reader is still there.
+            [chunk] = claim.result(30)
+    assert chunk.ids == [waiting]
+    assert reader.value("SELECT count(*) FROM fastq.task_00") == 3
+    reader.rollback()
+    assert leader.empty_leaf(0)
+
+
+def test_a_reader_of_completions_alone_keeps_no_claim_waiting(
+    store: Session, leader: Leader, open_session: OpenSession
+) -> None:
+    """Claims read no completions: the truncation waits for their table first, and has then locked nothing that a claim reads."""
+    enqueue(store, 3)
+    run_all(store, 1)
+    close_leaf(leader)
+    [waiting] = enqueue(store, 1, leaf=1)
+    reader, claimer, observer = open_session(), open_session(), open_session()
+    reader.begin()
+    assert reader.value("SELECT count(*) FROM fastq.done_00") == 1
+    worker = Worker(claimer, 2)
+    claimer.sql("SET lock_timeout = '1ms'")
+    store.begin()
+    store.run("lock_leaf", leaf=0)
+    with in_background(store, lambda: store.run("truncate_leaf", leaf=0)) as truncation:
+        wait_blocked(observer, store)
+        [chunk] = worker.claim(1)
+        assert not truncation.done()
+        reader.rollback()
+        truncation.result(30)
+    store.rollback()
+    assert chunk.ids == [waiting]
+
+
 def test_two_leaders_that_empty_one_leaf_do_not_deadlock(
     store: Session, leader: Leader, open_session: OpenSession
 ) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from fastq import ConstantBackoff, Producer, Task, TaskInfo
 from tests.support.consuming import states
 from tests.support.lab import QUICK, Lab, Runs
+from tests.support.storage import Session, Worker, add_lane, enqueue
 from tests.support.waiting import wait_until
 
 
@@ -257,6 +261,65 @@ def test_retention_goes_on_beside_an_open_transaction_that_reads_a_leaf(lab: Lab
             wait_until(lambda id_=id_: id_ in runs.ids, timeout=QUICK["dead_after"])  # type: ignore[misc]
         assert lab.value("SELECT count(*) FROM task_00") >= 10
     wait_until(lambda: lab.value("SELECT count(*) FROM task_00") == 0)
+
+
+def test_nobody_waits_for_a_reader_behind_the_emptying_of_its_leaf(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    """Emptying gives up and comes back, as long as a transaction is open that has read the leaf. PostgreSQL itself is asked whether a
+    claim or an enqueue waited: their sessions give up a lock that takes too long."""
+    caplog.set_level(logging.DEBUG, "fastq")
+    lab.db.execute("CREATE TABLE seen (lock_timeout text)")
+    lab.db.execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN INSERT INTO seen VALUES (current_setting('lock_timeout')); RETURN NULL; END$$"
+    )
+    lab.db.execute("CREATE TRIGGER note BEFORE TRUNCATE ON task_00 EXECUTE FUNCTION note()")
+    lab.db.execute(sql.SQL("ALTER FUNCTION note() SET search_path = {}").format(sql.Identifier(lab.schema)))
+    runs = Runs()
+    lab.enqueue(count=10)
+    claimer, producer = Session(lab.dsn, lab.schema), Session(lab.dsn, lab.schema)
+    for session in (claimer, producer):
+        session.sql("SET lock_timeout = '1s'")
+    worker = Worker(claimer, 1)
+    lane = add_lane(producer, "by hand")
+    over = threading.Event()
+
+    def claim() -> list[int]:
+        """All that is enqueued by hand, in a loop without a pause."""
+        ids: list[int] = []
+        while not over.is_set():
+            worker.beat()
+            for chunk in worker.claim(lanes=[lane]):
+                ids += chunk.ids or []
+                worker.complete({chunk.no: chunk.ids or []})
+        return ids
+
+    def produce() -> list[int]:
+        ids: list[int] = []
+        while not over.is_set():
+            [(first, _, leaf)] = producer.run("reserve_ids", 1)
+            ids += enqueue(producer, 1, lane=lane, leaf=leaf, first=first)
+        return ids
+
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(lab.dsn) as reader:
+        reader.execute("SELECT set_config('search_path', %s, false)", [lab.schema])
+        assert reader.execute("SELECT count(*) FROM task_00").fetchone() == (10,)
+        claims, enqueues = pool.submit(claim), pool.submit(produce)
+        try:
+            lab.consumer(runs, completed_retention=0.5)
+            wait_until(
+                lambda: caplog.text.count("leaf 0 is in use") >= 3 or claims.done() or enqueues.done(), timeout=60
+            )
+        finally:
+            over.set()
+        # Neither was cancelled for want of a lock.
+        assert set(claims.result(30)) <= set(enqueues.result(30))
+        assert lab.value("SELECT count(*) FROM seen") == 0
+        assert lab.value("SELECT count(*) FROM task_00") >= 10
+    wait_until(lambda: lab.value("SELECT count(*) FROM task_00") == 0, timeout=20)
+    # What the others could have waited for, behind it.
+    assert lab.all("SELECT DISTINCT lock_timeout FROM seen") == [("50ms",)]
+    claimer.close()
+    producer.close()
 
 
 def test_a_right_that_is_missing_stops_retention_and_nothing_else(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
