@@ -15,13 +15,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from fastq.bench import BenchError, Drain, Enqueue, Latency, Result, Single, Snapshot, Steady
+from fastq.bench import BenchError, Drain, Enqueue, Latency, Result, Retention, Single, Snapshot, Steady
 from fastq.bench._hold import Hold
 from fastq.bench._meter import Meter
 from fastq.bench._processes import is_here
 from fastq.bench._session import Session
 from fastq.bench._tasks import TaskMaker
 from fastq.bench._verify import check_enqueued
+from fastq.bench.retention import Load as RetentionLoad
 from fastq.errors import DatabaseError
 from tests.support.databases import Database
 from tests.support.waiting import wait_until
@@ -100,6 +101,40 @@ def test_snapshot(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["held_over_free"] == pytest.approx(found["tasks_per_s"] / found["free_per_s"], rel=1e-4)
     assert found["last_over_first"] > 0
     assert found["transactions_held"] > 1
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_retention(dsn: str, database: Database, archive: bool) -> None:
+    found = Retention(rate=200, keep=1, seconds=8, archive=archive).run(dsn).to_json()
+    assert found["tasks_per_s"] == pytest.approx(found["tasks"] / found["seconds"], rel=1e-4)
+    assert found["leaves_emptied"] >= 1
+    assert found["payloads_lost"] == 0
+    for what in ("start", "enqueue"):
+        assert 0 < found[f"{what}_p50_ms"] <= found[f"{what}_p99_ms"] <= found[f"{what}_most_ms"]
+        assert 0 < found[f"{what}_emptying_probes"] < found[f"{what}_probes"]
+        assert found[f"{what}_emptying_most_ms"] <= found[f"{what}_most_ms"]
+    assert found["last_over_middle"] > 0
+    assert len(found["series"]) >= 10
+    assert [one["at_s"] for one in found["series"]] == sorted(one["at_s"] for one in found["series"])
+    assert (found["series"][-1]["archive_mb"] > 0.05) == archive
+    _costs(found, database)
+
+
+def test_retention_that_loses_a_payload_gives_no_figure(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody changes what waits."""
+    wait_for_rest = RetentionLoad.finish
+
+    def finish(load: RetentionLoad) -> None:
+        with psycopg.connect(dsn) as connection:
+            connection.execute(
+                sql.SQL("UPDATE {}.task SET payload = '{{}}' WHERE id = %s").format(sql.Identifier(load.session.name)),
+                [min(load.held)],
+            )
+        wait_for_rest(load)
+
+    monkeypatch.setattr(RetentionLoad, "finish", finish)
+    with pytest.raises(BenchError, match="1 tasks came without their payload"):
+        Retention(rate=100, keep=1, seconds=2).run(dsn)
 
 
 @pytest.mark.parametrize("handler", ["sync", "async"])

@@ -15,6 +15,7 @@ from fastq.bench._waiting import Progress, no_progress
 from fastq.bench.drain import Drain
 from fastq.bench.enqueue import Enqueue
 from fastq.bench.latency import Latency
+from fastq.bench.retention import Retention
 from fastq.bench.single import Single
 from fastq.bench.snapshot import Snapshot
 from fastq.bench.steady import Steady
@@ -28,6 +29,7 @@ __all__ = [
     "Latency",
     "Progress",
     "Result",
+    "Retention",
     "Single",
     "Snapshot",
     "Steady",

@@ -38,6 +38,8 @@ class Result:
     server: Server
     notes: tuple[str, ...] = ()
     """What must be known beside the figures."""
+    series: tuple[dict[str, float], ...] = ()
+    """Figures over time, where it is measured: each with the same names."""
 
     def to_json(self) -> dict[str, Any]:
         """One object, with all of `FIGURES`; numbers are rounded to six digits."""
@@ -47,6 +49,7 @@ class Result:
             **{name: _round(value) for name, value in figures.items()},
             "settings": self.settings,
             "notes": self._all_notes(),
+            "series": [{name: _round(value) for name, value in one.items()} for one in self.series],
             "versions": {
                 "fastq": _engine.version,
                 "python": platform.python_version(),

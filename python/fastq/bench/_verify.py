@@ -41,6 +41,11 @@ def check_completed(db: Database, results: Iterable[Sequence[Enqueued]], starts:
     _check_starts(starts, expected)
 
 
+def check_started(results: Iterable[Sequence[Enqueued]], starts: Starts) -> None:
+    """That handlers were started for the tasks which were answered, and no others, exactly once each. Raises BenchError."""
+    _check_starts(starts, enqueued_ranges(results))
+
+
 def enqueued_ranges(results: Iterable[Sequence[Enqueued]]) -> Ranges:
     """The ids in ``results``, each of which must be new. Raises BenchError."""
     runs: Ranges = []
@@ -143,4 +148,4 @@ def _check_starts(starts: Starts, expected: Ranges) -> None:
             raise BenchError(f"task {missing} completed, but its handler never started")
 
 
-__all__ = ["Ranges", "check_completed", "check_enqueued", "enqueued_ranges"]
+__all__ = ["Ranges", "check_completed", "check_enqueued", "check_started", "enqueued_ranges"]

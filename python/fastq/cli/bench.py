@@ -49,6 +49,22 @@ _ROWS = {
     "server_cpu_us": ("CPU a task, server (backends)", "{:.2f} us"),
     "server_other_cpu_us": ("CPU a task, server (the rest)", "{:.2f} us"),
     "wal_bytes": ("WAL a task", "{:,.0f} B"),
+    "start_p50_ms": ("enqueue to start, p50", "{:.2f} ms"),
+    "start_p99_ms": ("  p99", "{:.2f} ms"),
+    "start_most_ms": ("  most", "{:.2f} ms"),
+    "start_probes": ("  of so many", "{:,.0f}"),
+    "start_emptying_p50_ms": ("  while a leaf was emptied, p50", "{:.2f} ms"),
+    "start_emptying_p99_ms": ("    p99", "{:.2f} ms"),
+    "start_emptying_most_ms": ("    most", "{:.2f} ms"),
+    "start_emptying_probes": ("    of so many", "{:,.0f}"),
+    "enqueue_most_ms": ("  most", "{:.2f} ms"),
+    "enqueue_emptying_p50_ms": ("  while a leaf was emptied, p50", "{:.2f} ms"),
+    "enqueue_emptying_p99_ms": ("    p99", "{:.2f} ms"),
+    "enqueue_emptying_most_ms": ("    most", "{:.2f} ms"),
+    "leaves_emptied": ("leaves emptied", "{:,.0f}"),
+    "kept_mb_most": ("tables, most", "{:,.1f} MB"),
+    "last_over_middle": ("tables, last third / the one before", "{:.3f}"),
+    "payloads_lost": ("payloads lost", "{:,.0f}"),
     "tasks_per_claim": ("tasks a claim", "{:,.1f}"),
     "tasks_per_flush": ("tasks a flush", "{:,.1f}"),
     "tasks_per_commit": ("tasks a commit", "{:,.1f}"),
@@ -166,6 +182,23 @@ def latency(*, as_json: bool, dsn: str | None, **options: Any) -> None:
 
 
 @bench.command()
+@click.option("--rate", type=_COUNT, default=2_000, show_default=True, help="Tasks a second.")
+@click.option("--keep", type=_SECONDS, default=120, show_default=True, help="Seconds that completed tasks are kept.")
+@_seconds(600)
+@click.option("--archive", is_flag=True, help="What is removed goes into the archive first.")
+@_concurrency
+@_payload_bytes
+@_shared
+def retention(*, as_json: bool, dsn: str | None, **options: Any) -> None:
+    """Enqueue and run at a steady rate while completed tasks are forgotten, and watch the tables' sizes.
+
+    Beside the load tasks wait and run all the time, whose payloads must be there at the end; and one task at a time is enqueued on its own,
+    to see how long that and its start take, above all while a leaf is emptied.
+    """
+    _run(benches.Retention(**options), dsn, as_json=as_json)
+
+
+@bench.command()
 @_tasks(200_000)
 @click.option("--coroutines", type=_COUNT, help="Callers that are coroutines.  [64]")
 @click.option("--threads", type=_COUNT, help="Callers that are threads instead.")
@@ -203,6 +236,8 @@ def _show(result: benches.Result) -> None:
             table.add_row(label, form.format(found[name]))
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
+    if found["series"]:
+        console.print(_over_time(found["series"]))
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     embedded = " (embedded)" if result.server.is_embedded else ""
     for line in (_pairs(result.settings), versions + embedded, _pairs(result.server.settings)):
@@ -210,6 +245,17 @@ def _show(result: benches.Result) -> None:
     for note in found["notes"]:
         console.print(f"note: {note}", markup=False, style="yellow")
     console.print("every task done exactly once: checked in the tables, and counted in the process", markup=False)
+
+
+def _over_time(series: list[dict[str, float]]) -> Table:
+    table = Table()
+    for name in series[0]:
+        table.add_column(name, justify="right")
+    for one in series:
+        table.add_row(
+            *(f"{value:,.1f}" if name.endswith(("_s", "_mb")) else f"{value:,.0f}" for name, value in one.items())
+        )
+    return table
 
 
 def _pairs(values: dict[str, Any]) -> str:
