@@ -8,8 +8,8 @@ GRANT SELECT, UPDATE ON TABLE fastq.leaf TO fastq_worker;
 GRANT SELECT, INSERT, UPDATE ON TABLE fastq.leader TO fastq_worker;
 GRANT SELECT, INSERT, DELETE ON TABLE fastq.attempt_error TO fastq_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE fastq.ready, fastq.claim, fastq.delayed, fastq.dead, fastq.result, fastq.token, fastq.consumer TO fastq_worker;
--- What retention removes is archived where that is set; nobody's work reads it.
-GRANT INSERT ON TABLE fastq.archive TO fastq_worker;
+-- What retention removes is archived where that is set.
+GRANT SELECT, INSERT ON TABLE fastq.archive TO fastq_worker;
 -- Contents and completions are written once; a client that edits, retries or deletes a task changes its own.
 GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE fastq.task, fastq.done TO fastq_worker;
 -- Leaves are filled one by one, and emptied whole at the end of retention.

@@ -1,6 +1,7 @@
 -- Forget completed tasks of leaf $3 whose queue ($4; NULL: all that are not named) keeps them for $5 seconds, which is less than their leaf
 -- stays: looks at the next $6 completions after task $7, until 5,000 tasks or a little more are due; only the leader ($1, term $2). Answers
 -- how many tasks went, the last it looked at, whether there are more behind it, and the first that will have to go but is not due yet.
+-- What somebody holds is passed by: upkeep waits for nobody's transaction.
 WITH rules AS MATERIALIZED (
     SELECT l.id AS lane, k.seconds
       FROM fastq.lane l,
@@ -19,7 +20,8 @@ WITH rules AS MATERIALIZED (
            (sum(CASE WHEN is_old THEN n ELSE 0 END) OVER (ORDER BY lo))::bigint - CASE WHEN is_old THEN n ELSE 0 END AS before
       FROM judged, LATERAL (SELECT (sum(upper(i) - lower(i)))::bigint AS n FROM unnest(ids) i) one
 ), old AS MATERIALIZED (
-    SELECT lo FROM sized WHERE is_old AND before < 5000
+    SELECT lo FROM fastq.done
+     WHERE leaf = $3 AND lo = ANY (ARRAY (SELECT lo FROM sized WHERE is_old AND before < 5000)) FOR UPDATE SKIP LOCKED
 ), gone AS MATERIALIZED (
     DELETE FROM fastq.done WHERE leaf = $3 AND lo = ANY (ARRAY (SELECT lo FROM old)) RETURNING ids
 ), content AS (

@@ -467,6 +467,10 @@ def test_each_step_of_retention_reads_as_much_as_it_does(big: Session) -> None:
     # None is old enough to go, so each is looked at alone.
     assert pages(big, TEXTS["purge_tokens"], "7", "1", "0", "'t'", "'token 5'", "100") < 100 * 60
     assert pages(big, TEXTS["purge_dead"], "7", "1", "'{failed}'", "'{NULL}'", "'{0}'", "100") < 20
+    dead = ["'{failed}'", "'{NULL}'", "'{0}'", "'{true}'"]
+    assert pages(big, TEXTS["archive_dead"], "7", "1", *dead, "100") < 20
+    done = ["0", "'{NULL}'", "'{0}'", "100", "20000000", "'{true}'", "true"]
+    assert pages(big, TEXTS["archive_done"], "7", "1", *done) < 100 * 40
     assert pages(big, TEXTS["purge_errors"], "7", "1", "0", "0", "100") < 20
     assert pages(big, TEXTS["purge_results"], "7", "1", "100") < 20
     assert pages(big, TEXTS["carry_delayed"], "7", "1", "0", "100") < 100 * 40

@@ -128,7 +128,7 @@ def test_a_worker_lives_the_whole_life_of_tasks(
         wait_until(
             lambda: lab.all("SELECT id FROM task UNION SELECT id FROM dead UNION SELECT lo FROM done") == [], timeout=30
         )
-        assert lab.value("SELECT count(*) FROM archive") == 1015
+        assert lab.value("SELECT count(*) FROM archive") == 1016
     assert not [record for record in caplog.records if "permission" in record.getMessage()]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.support.leaves import clear, close_leaf
@@ -147,6 +149,23 @@ def test_completed_tasks_of_a_queue_that_keeps_them_for_less_go_row_by_row(store
     assert (tasks, last, more, first_kept) == (len(gone), young[0], False, young[0])
     assert states(store) == dict.fromkeys([*kept, *young], "completed") | dict.fromkeys(waiting, "pending")
     assert store.sql("SELECT id FROM fastq.task ORDER BY id") == [(id_,) for id_ in sorted([*kept, *young, *waiting])]
+
+
+def test_completed_tasks_that_a_client_holds_are_passed_by(
+    store: Session, leader: Leader, open_session: Callable[[], Session]
+) -> None:
+    """Its transaction may be open for long, and the leader's heartbeat goes the same way as this."""
+    lane = add_lane(store)
+    held, gone = completed(store, lane, 2), completed(store, lane, 2)
+    client = open_session()
+    client.begin()
+    assert client.run("delete_done", held[:1]) == [(held[0],)]
+    client.run("forget_tasks", held[:1])
+    store.sql("SET lock_timeout = '1ms'")
+    assert leader.one("purge_done", 0, [None], [0.0], 500, 0)[:2] == (len(gone), gone[0])
+    client.commit()
+    assert states(store) == {held[1]: "completed"}
+    assert leader.one("purge_done", 0, [None], [0.0], 500, 0)[0] == 1
 
 
 def test_a_queue_may_keep_for_longer_than_the_rest(store: Session, leader: Leader) -> None:
