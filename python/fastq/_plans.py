@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from fastq._actions import Action, Change, act_on_batch, act_on_one, not_found
-from fastq._arguments import Filter, check_id, read_priorities, read_texts
+from fastq._arguments import Filter, check_id
+from fastq._lists import lanes_of
 from fastq._records import (
     LAST_ID,
     STATES,
     WAITING,
     ConsumerRecord,
     Kind,
-    Page,
     State,
     TaskRecord,
     check_states,
-    places_of,
     to_consumer,
     to_record,
 )
 from fastq._work import Plan, Statement, Turn, Work, read, take
 from fastq.errors import DatabaseError, SettingsError
 
-Order: TypeAlias = Literal["created_at", "id"]
 Counts: TypeAlias = dict[str, int] | dict[str, dict[str, int]]
 
-#: A page holds at most this many tasks: their payloads are in memory together.
-LIMIT: Final = 10_000
 #: Tasks that one transaction of a call for many changes: their rows stay locked until its commit, a few milliseconds later.
 BATCH: Final = 500
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_AFTER: Final = re.compile(r"(?P<order>id|created_at)-(?P<way>up|down)-(?P<time>-?\d{1,17})-(?P<id>\d{1,18})", re.ASCII)
 _NO_CHANGE: Final = Change()
 
 
@@ -46,40 +38,6 @@ def get_task(schema: str, id_: int) -> Plan[TaskRecord]:
     if not rows:
         raise not_found(schema, id_)
     return to_record(rows[0], with_errors=True)
-
-
-def list_tasks(
-    states: Sequence[State | Kind] | None,
-    types: Sequence[str] | None,
-    queues: Sequence[str] | None,
-    priorities: Sequence[int] | None,
-    *,
-    limit: int,
-    order_by: Order,
-    descending: bool,
-    after: str | None,
-) -> Plan[Page]:
-    """Of `Client.list_tasks`."""
-    places = places_of(states)
-    if limit.__class__ is not int or not 1 <= limit <= LIMIT:
-        raise SettingsError(f"limit is {limit!r}, but must be a whole number from 1 to {LIMIT:,}")
-    if order_by not in ("created_at", "id"):
-        raise SettingsError(f"order_by is {order_by!r}, but must be 'created_at' or 'id'")
-    if not isinstance(descending, bool):
-        raise SettingsError(f"descending is {descending!r:.100}, but must be True or False")
-    time, last_id = _from_after(after, order_by, descending=descending)
-    lanes = yield from _lanes_of(types, queues, priorities)
-    # One more than wanted tells whether there are more.
-    parts = (limit + 1, last_id, lanes, *places.params)
-    if order_by == "created_at":
-        rows = yield from read("list_tasks_by_created_at", *parts, time, descending, walk=False)
-    elif descending:
-        rows = yield from read("list_tasks_by_id_descending", *parts, walk=True)
-    else:
-        rows = yield from read("list_tasks_by_id_ascending", *parts, walk=True)
-    tasks = tuple(to_record(row, with_errors=False) for row in rows[:limit])
-    more = len(rows) > limit
-    return Page(tasks, _to_after(tasks[-1], order_by, descending=descending) if more else None)
 
 
 def counts(by: Literal["queue", "type"] | None, states: Sequence[State | Kind] | None) -> Plan[Counts]:
@@ -186,7 +144,7 @@ def act_on_many(action: Action, wanted: Filter, change: Change = _NO_CHANGE) -> 
 
 def _over_batches(wanted: Filter, act_on: Callable[[list[int]], Plan[int]] | None) -> Plan[int]:
     """The tasks that match, in order of ids and in batches, each looked for when it is its turn: how many were acted on, or match."""
-    lanes = yield from _lanes_of(wanted.types, wanted.queues)
+    lanes = yield from lanes_of(wanted.types, wanted.queues)
     places = wanted.places
     count = 0
     if not places or lanes == []:
@@ -206,36 +164,9 @@ def _over_batches(wanted: Filter, act_on: Callable[[list[int]], Plan[int]] | Non
     return count
 
 
-def _lanes_of(
-    types: Sequence[str] | None, queues: Sequence[str] | None, priorities: Sequence[int] | None = None
-) -> Plan[list[int] | None]:
-    """The lanes of these types, queues and priorities; None: all."""
-    if types is None and queues is None and priorities is None:
-        return None
-    wanted = (read_texts("types", types), read_texts("queues", queues), read_priorities(priorities))
-    rows = yield from read("find_lanes", *wanted, walk=False)
-    return [lane for (lane,) in rows]
-
-
-def _to_after(last: TaskRecord, order_by: Order, *, descending: bool) -> str:
-    time = (last.created_at - _EPOCH) // timedelta(microseconds=1)
-    return f"{order_by}-{'down' if descending else 'up'}-{time}-{last.id}"
-
-
-def _from_after(after: object, order_by: Order, *, descending: bool) -> tuple[datetime | None, int]:
-    if after is None:
-        return None, LAST_ID if descending else 0
-    found = _AFTER.fullmatch(after) if isinstance(after, str) else None
-    if found is None or found["order"] != order_by or found["way"] != ("down" if descending else "up"):
-        raise SettingsError(f"after is {after!r}, but must be `next` of a page that was listed in the same order")
-    return _EPOCH + timedelta(microseconds=int(found["time"])), int(found["id"])
-
-
 __all__ = [
     "BATCH",
-    "LIMIT",
     "Counts",
-    "Order",
     "act",
     "act_on_many",
     "act_tx",
@@ -243,6 +174,5 @@ __all__ = [
     "counts",
     "delete",
     "get_task",
-    "list_tasks",
     "make_lane",
 ]

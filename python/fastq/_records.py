@@ -106,7 +106,7 @@ class Page:
 
     tasks: tuple[TaskRecord, ...]
     next: str | None
-    """For ``after`` of the call that goes on; None: there are no more."""
+    """For ``after`` of the call that goes on, also from a page that is short or empty; None: there are no more."""
 
     def __iter__(self) -> Iterator[TaskRecord]:
         return iter(self.tasks)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
-from fastq import _plans
+from fastq import _lists, _plans
 from fastq._actions import Action, not_found
 from fastq._arguments import AS_IT_IS, Filters, check_id, read_change, read_filter
 from fastq._db import AsyncBorrowed, AsyncUserConnection
 from fastq._link import AsyncLink, aborrowed
+from fastq._lists import Order
 from fastq._options import ClientOptions, read_client_options, read_duration, read_seconds
-from fastq._plans import Counts, Order
+from fastq._plans import Counts
 from fastq._records import LAST_ID, ConsumerRecord, Kind, Page, State, TaskRecord
 from fastq._waiting import POLL_INTERVAL, AsyncWaits, refusal
 from fastq._work import Plan, read
@@ -82,13 +83,23 @@ class AsyncClient:
         queues: Sequence[str] | None = None,
         priorities: Sequence[int] | None = None,
         limit: int = 50,
-        order_by: Order = "created_at",
+        order_by: Order = "id",
         descending: bool = True,
         after: str | None = None,
+        first_id: int | None = None,
+        last_id: int | None = None,
+        created_since: datetime | None = None,
+        created_before: datetime | None = None,
+        payload_contains: str | bytes | None = None,
     ) -> Page:
         """As `Client.list_tasks`."""
-        plan = _plans.list_tasks(
-            states, types, queues, priorities, limit=limit, order_by=order_by, descending=descending, after=after
+        plan = _lists.list_tasks(
+            (states, types, queues, priorities),
+            (first_id, last_id, created_since, created_before, payload_contains),
+            limit=limit,
+            order_by=order_by,
+            descending=descending,
+            after=after,
         )
         return await self._link.run(plan)
 

@@ -1,6 +1,7 @@
 -- Up to $1 tasks in order of created_at and id, falling if $9, behind time $8 and id $2 (NULL: from the start), of lanes $3 (NULL: all),
--- of the kinds of pending in $4 (ready, scheduled, retrying), running if $5, completed if $6, of the ends in $7. Ids do not follow
--- time and no index does (it would cost every enqueue), so this looks at the time of each task of those states, and keeps $1.
+-- of the kinds of pending in $4 (ready, scheduled, retrying), running if $5, completed if $6, of the ends in $7; with ids from $10 to
+-- $11, created from $12 on and before $13 (NULL: whenever). Ids do not follow time and no index does (it would cost every enqueue), so
+-- this looks at the time of each task of those states, and keeps $1.
 WITH found AS (
     SELECT t.id, 'pending' AS state, NULL AS kind, r.lane, r.leaf, r.attempts, r.max_attempts, NULL::timestamptz AS run_at, NULL::timestamptz AS ended_at, t.created_at
       FROM fastq.ready r, LATERAL (SELECT id, created_at FROM fastq.task WHERE task.leaf = r.leaf AND id BETWEEN r.lo AND r.hi OFFSET 0) t
@@ -24,7 +25,9 @@ WITH found AS (
      WHERE ($3 IS NULL OR lane = ANY ($3)) AND state = ANY ($7::text[])
 ), page AS MATERIALIZED (
     SELECT * FROM found
-     WHERE $8::timestamptz IS NULL OR CASE WHEN $9::boolean THEN (created_at, id) < ($8, $2::bigint) ELSE (created_at, id) > ($8, $2) END
+     WHERE ($8::timestamptz IS NULL OR CASE WHEN $9::boolean THEN (created_at, id) < ($8, $2::bigint) ELSE (created_at, id) > ($8, $2) END)
+       AND id BETWEEN $10::bigint AND $11::bigint
+       AND ($12::timestamptz IS NULL OR created_at >= $12) AND ($13::timestamptz IS NULL OR created_at < $13)
      ORDER BY CASE WHEN $9 THEN created_at END DESC, CASE WHEN $9 THEN id END DESC, created_at, id LIMIT $1::bigint
 )
 SELECT f.id, l.type, l.queue, l.priority, coalesce(t.format, o.format)::text AS format, coalesce(t.payload, o.payload) AS payload,

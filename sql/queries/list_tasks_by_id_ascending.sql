@@ -1,41 +1,89 @@
--- Up to $1 tasks in rising order of id, above id $2 (0: from the bottom), of lanes $3 (NULL: all), of the kinds of pending in $4
--- (ready, scheduled, retrying), running if $5, completed if $6, of the ends in $7. Each state walks an index of its own and stops.
-WITH page AS MATERIALIZED (
+-- Up to $1 tasks in rising order of id, above id $2 (0: from the bottom), and not above $8, of lanes $3 (NULL: all), of the kinds of
+-- pending in $4 (ready, scheduled, retrying), running if $5, completed if $6, of the ends in $7; created from $9 on and before $10, with
+-- $11 in their payload (NULL: whenever, whatever). Each state walks an index of its own and stops.
+-- What it looks at is bounded: $12 rows of a table (more than 1,023), $13 tasks, 32 MiB of payload. Each row says `edge`, the first one
+-- too where there is no task: if it is not NULL, what lies above it has not been looked at.
+WITH ready AS MATERIALIZED (
     -- Chunks do not overlap: all that ends above the id lies above it, but for a part of the first.
-    (SELECT i AS id, 'pending' AS state, NULL AS kind, lane, leaf, attempts, max_attempts, NULL::timestamptz AS run_at, NULL::timestamptz AS ended_at
-       FROM (SELECT greatest(lo, $2::bigint + 1) AS lo, hi, lane, leaf, attempts, max_attempts FROM fastq.ready
-              WHERE hi > $2 AND ($3::integer[] IS NULL OR lane = ANY ($3)) AND 'ready' = ANY ($4::text[])
-              ORDER BY ready.hi LIMIT $1::bigint) r,
-            generate_series(lo, least(hi, lo + $1 - 1)) i
-      ORDER BY i LIMIT $1)
+    SELECT greatest(lo, $2::bigint + 1) AS lo, least(hi, $8::bigint) AS hi, lane, leaf, attempts, max_attempts
+      FROM (SELECT lo, hi, lane, leaf, attempts, max_attempts FROM fastq.ready
+             WHERE hi > $2 AND hi <= coalesce((SELECT hi FROM fastq.ready WHERE hi >= $8 ORDER BY hi LIMIT 1), $8)
+               AND 'ready' = ANY ($4::text[]) ORDER BY hi LIMIT $12::bigint) r
+     WHERE lo <= $8 AND ($3::integer[] IS NULL OR lane = ANY ($3)) ORDER BY r.hi LIMIT $13::bigint
+), delayed AS MATERIALIZED (
+    SELECT id, kind, lane, leaf, attempts, max_attempts, run_at
+      FROM (SELECT id, kind, lane, leaf, attempts, max_attempts, run_at FROM fastq.delayed
+             WHERE id > $2 AND id <= $8 AND cardinality($4) > 0 ORDER BY id LIMIT $12) d
+     WHERE ($3 IS NULL OR lane = ANY ($3)) AND kind = ANY ($4) ORDER BY id LIMIT $13
+), running AS MATERIALIZED (
+    SELECT greatest(lower(r), $2 + 1) AS lo, least(upper(r) - 1, $8) AS hi, lane, leaf, (attempts + 1)::smallint AS attempts, max_attempts
+      FROM fastq.claim, unnest(ids) r
+     WHERE $5::boolean AND upper(r) > $2 + 1 AND lower(r) <= $8 AND ($3 IS NULL OR lane = ANY ($3)) ORDER BY 1 LIMIT $13
+), completed AS MATERIALIZED (
+    -- A row's ids lie less than 1,024 above its lo: the first $13 above the id are in the rows that begin so far below it, and $13 more.
+    SELECT greatest(lower(r), $2 + 1) AS lo, least(upper(r) - 1, $8) AS hi, lane, leaf, attempts, done_at
+      FROM (SELECT ids, lane, leaf, attempts, done_at
+              FROM (SELECT lo, ids, lane, leaf, attempts, done_at FROM fastq.done
+                     WHERE $6::boolean AND lo > $2 - 1024 AND lo <= $8 ORDER BY lo LIMIT $12) d
+             WHERE ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo LIMIT $13 + 1024) d,
+           unnest(ids) r
+     WHERE upper(r) > $2 + 1 AND lower(r) <= $8 ORDER BY 1 LIMIT $13
+), dead AS MATERIALIZED (
+    SELECT id, state, lane, attempts, max_attempts, ended_at
+      FROM (SELECT id, state, lane, attempts, max_attempts, ended_at FROM fastq.dead
+             WHERE id > $2 AND id <= $8 AND cardinality($7::text[]) > 0 ORDER BY id LIMIT $12) d
+     WHERE ($3 IS NULL OR lane = ANY ($3)) AND state = ANY ($7) ORDER BY id LIMIT $13
+), bound AS MATERIALIZED (
+    -- Up to where all rows have been looked at. Asked for only where a table gave less than it might have.
+    SELECT least(
+               CASE WHEN (SELECT count(*) FROM ready) < $13 THEN
+                   (SELECT hi FROM fastq.ready WHERE hi > $2 AND hi <= $8 AND 'ready' = ANY ($4) ORDER BY hi OFFSET $12 - 1 LIMIT 1) END,
+               CASE WHEN (SELECT count(*) FROM delayed) < $13 THEN
+                   (SELECT id FROM fastq.delayed WHERE id > $2 AND id <= $8 AND cardinality($4) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END,
+               CASE WHEN (SELECT count(*) FROM completed) < $13 THEN
+                   (SELECT lo - 1 FROM fastq.done WHERE $6 AND lo > $2 - 1024 AND lo <= $8 ORDER BY lo OFFSET $12 - 1 LIMIT 1) END,
+               CASE WHEN (SELECT count(*) FROM dead) < $13 THEN
+                   (SELECT id FROM fastq.dead WHERE id > $2 AND id <= $8 AND cardinality($7) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END) AS edge
+), every AS MATERIALIZED (
+    SELECT lo, hi, 'pending' AS state, NULL AS kind, lane, leaf, attempts, max_attempts, NULL::timestamptz AS run_at, NULL::timestamptz AS ended_at FROM ready
     UNION ALL
-    (SELECT id, 'pending', kind, lane, leaf, attempts, max_attempts, run_at, NULL FROM fastq.delayed
-      WHERE id > $2 AND ($3 IS NULL OR lane = ANY ($3)) AND kind = ANY ($4) ORDER BY id LIMIT $1)
+    SELECT id, id, 'pending', kind, lane, leaf, attempts, max_attempts, run_at, NULL FROM delayed
     UNION ALL
-    (SELECT i, 'running', NULL, lane, leaf, (attempts + 1)::smallint, max_attempts, NULL, NULL
-       FROM (SELECT greatest(lower(r), $2 + 1) AS lo, upper(r) - 1 AS hi, lane, leaf, attempts, max_attempts FROM fastq.claim, unnest(ids) r
-              WHERE $5::boolean AND upper(r) > $2 + 1 AND ($3 IS NULL OR lane = ANY ($3)) ORDER BY lower(r) LIMIT $1) c,
-            generate_series(lo, least(hi, lo + $1 - 1)) i
-      ORDER BY i LIMIT $1)
+    SELECT lo, hi, 'running', NULL, lane, leaf, attempts, max_attempts, NULL, NULL FROM running
     UNION ALL
-    -- A row's ids lie less than 1,024 above its lo: the first $1 above the id are in the rows that begin so far below it, and $1 more.
-    (SELECT i, 'completed', NULL, lane, leaf, attempts, NULL, NULL, done_at
-       FROM (SELECT ids, lane, leaf, attempts, done_at FROM fastq.done
-              WHERE $6::boolean AND lo > $2 - 1024 AND ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo LIMIT $1 + 1024) d,
-            unnest(ids) r, generate_series(greatest(lower(r), $2 + 1), least(upper(r), greatest(lower(r), $2 + 1) + $1) - 1) i
-      ORDER BY i LIMIT $1)
+    SELECT lo, hi, 'completed', NULL, lane, leaf, attempts, NULL, NULL, done_at FROM completed
     UNION ALL
-    (SELECT id, state, NULL, lane, NULL, attempts, max_attempts, NULL, ended_at FROM fastq.dead
-      WHERE id > $2 AND ($3 IS NULL OR lane = ANY ($3)) AND state = ANY ($7::text[]) ORDER BY id LIMIT $1)
-    ORDER BY 1 LIMIT $1
+    SELECT id, id, state, NULL, lane, NULL, attempts, max_attempts, NULL, ended_at FROM dead
+    ORDER BY lo LIMIT $13
+), seen AS MATERIALIZED (
+    -- The first $13 tasks of these runs, none of which overlap.
+    SELECT lo, least(hi, lo + $13 - skip - 1) AS hi, state, kind, lane, leaf, attempts, max_attempts, run_at, ended_at, skip + hi - lo + 1 AS upto
+      FROM (SELECT *, (sum(hi - lo + 1) OVER (ORDER BY lo))::bigint - (hi - lo + 1) AS skip FROM every) e WHERE skip < $13
+), looked AS MATERIALIZED (
+    -- Payloads are read for a search alone, and no more than so many bytes.
+    SELECT t.id, s.state, s.kind, s.lane, s.attempts, coalesce(s.max_attempts, t.max_attempts) AS max_attempts, s.run_at, s.ended_at,
+           t.created_at, t.format, t.payload, t.expires_at,
+           sum(CASE WHEN $11::bytea IS NOT NULL THEN octet_length(t.payload) END)
+               OVER (ORDER BY t.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+      FROM (SELECT lo, least(hi, (SELECT edge FROM bound)) AS hi, state, kind, lane, leaf, attempts, max_attempts, run_at, ended_at FROM seen WHERE (SELECT edge FROM bound) IS NULL OR lo <= (SELECT edge FROM bound) OFFSET 0) s,
+           LATERAL (SELECT id, created_at, max_attempts, format, payload, expires_at FROM fastq.task
+                     WHERE task.leaf = s.leaf AND task.id >= s.lo AND task.id <= s.hi
+                    UNION ALL
+                    SELECT id, created_at, max_attempts, format, payload, expires_at FROM fastq.delayed WHERE delayed.id = s.lo AND s.leaf IS NULL
+                    UNION ALL
+                    SELECT id, created_at, max_attempts, format, payload, expires_at FROM fastq.dead WHERE dead.id = s.lo AND s.leaf IS NULL
+                    OFFSET 0) t
+), found AS MATERIALIZED (
+    SELECT * FROM looked
+     WHERE ($9::timestamptz IS NULL OR created_at >= $9) AND ($10::timestamptz IS NULL OR created_at < $10)
+       AND ($11 IS NULL OR (coalesce(before, 0) < 33554432 AND position($11 IN payload) > 0))
+     ORDER BY id LIMIT $1
 )
-SELECT f.id, l.type, l.queue, l.priority, coalesce(t.format, o.format)::text AS format, coalesce(t.payload, o.payload) AS payload,
-       f.state, f.kind, f.attempts, coalesce(f.max_attempts, t.max_attempts) AS max_attempts, coalesce(t.created_at, o.created_at) AS created_at,
-       f.run_at, f.ended_at, coalesce(t.expires_at, o.expires_at) AS expires_at
-  FROM page f JOIN fastq.lane l ON l.id = f.lane
-       LEFT JOIN LATERAL (SELECT created_at, max_attempts, format, payload, expires_at FROM fastq.task
-                           WHERE task.leaf = f.leaf AND task.id = f.id OFFSET 0) t ON true
-       LEFT JOIN LATERAL (SELECT created_at, format, payload, expires_at FROM fastq.delayed WHERE delayed.id = f.id AND f.leaf IS NULL
-                          UNION ALL
-                          SELECT created_at, format, payload, expires_at FROM fastq.dead WHERE dead.id = f.id AND f.leaf IS NULL) o ON true
+SELECT f.id, l.type, l.queue, l.priority, f.format::text AS format, f.payload, f.state, f.kind, f.attempts, f.max_attempts, f.created_at,
+       f.run_at, f.ended_at, f.expires_at, e.edge
+  FROM (SELECT CASE WHEN (SELECT count(*) FROM found) < $1 THEN
+                    least((SELECT edge FROM bound),
+                          (SELECT CASE WHEN max(upto) >= $13 THEN max(hi) END FROM seen),
+                          (SELECT CASE WHEN bool_or(before >= 33554432) THEN max(id) FILTER (WHERE before < 33554432) END FROM looked)) END AS edge) e
+       LEFT JOIN (found f JOIN fastq.lane l ON l.id = f.lane) ON true
  ORDER BY f.id

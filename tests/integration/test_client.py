@@ -194,7 +194,7 @@ def test_a_moving_task_is_always_in_one_state(dsn: str, store: Session, open_ses
         try:
             for turn in range(100):
                 seen.append(client.get_task(ids[turn % 3]).state)
-                by_id, by_time = client.list_tasks(order_by="id"), client.list_tasks()
+                by_id, by_time = client.list_tasks(), client.list_tasks(order_by="created_at")
                 assert sorted(task.id for task in by_id) == sorted(task.id for task in by_time) == ids
                 assert sum(client.counts().values()) == 3
         finally:
@@ -273,16 +273,16 @@ def test_created_at_is_not_the_order_of_ids(client: Client, store: Session) -> N
     quick = list(enqueue(store, 3))
     store.sql("UPDATE fastq.task SET created_at = created_at - interval '1 hour'")
     enqueue(store, 1, first=slow)
-    assert all_ids(client) == [slow, *reversed(quick)]
-    assert all_ids(client, descending=False, limit=2) == [*quick, slow]
-    assert all_ids(client, order_by="id") == [*reversed(quick), slow]
+    assert all_ids(client, order_by="created_at") == [slow, *reversed(quick)]
+    assert all_ids(client, order_by="created_at", descending=False, limit=2) == [*quick, slow]
+    assert all_ids(client) == [*reversed(quick), slow]
 
 
 def test_tasks_of_one_moment_are_ordered_by_id(client: Client, store: Session) -> None:
     ids = list(enqueue(store, 20))
     assert len({task.created_at for task in client.list_tasks()}) == 1
-    assert all_ids(client, limit=3) == ids[::-1]
-    assert all_ids(client, limit=3, descending=False) == ids
+    assert all_ids(client, order_by="created_at", limit=3) == ids[::-1]
+    assert all_ids(client, order_by="created_at", limit=3, descending=False) == ids
 
 
 @pytest.mark.parametrize("descending", [True, False])
@@ -322,8 +322,9 @@ def test_a_page_ends_inside_a_chunk_a_claim_and_a_row_of_completions(client: Cli
         ({"limit": 2.5}, "limit is"),
         ({"order_by": "priority"}, "order_by is"),
         ({"after": "somewhere"}, "after is"),
-        ({"after": "id-down-0-5"}, "after is"),
-        ({"after": "created_at-up-0-5"}, "after is"),
+        ({"after": "id-up-0-5"}, "after is"),
+        ({"after": "created_at-down-0-5"}, "after is"),
+        ({"after": "id-down-0-5", "order_by": "created_at"}, "after is"),
         ({"after": 5}, "after is"),
     ],
 )
