@@ -10,6 +10,7 @@ ROOT: Final = Path(__file__).parents[3]
 
 _CLAIMS: Final = "tests/integration/test_storage_claims.py::"
 _FENCES: Final = "tests/integration/test_storage_fences.py::"
+_SINGLES: Final = "tests/integration/test_storage_singles.py::"
 _RESCUE: Final = "tests/integration/test_storage_rescue.py::"
 _LEADER: Final = "tests/integration/test_storage_leader.py::"
 _LEAVES: Final = "tests/integration/test_storage_leaves.py::"
@@ -79,6 +80,13 @@ GUARDS: Final = (
         "c.no = s.no FOR NO KEY UPDATE",
         "c.no = s.no",
         _CLAIMS + "test_two_flushes_of_one_claim_both_count",
+    ),
+    _sql(
+        "completion of one: only what the claim holds alone",
+        "complete_task",
+        "ids = int8multirange(int8range($3::bigint, $3, '[]')) RETURNING",
+        "$3::bigint > 0 RETURNING",
+        _SINGLES + "test_it_counts_only_for_the_claim_that_holds_that_task_and_no_other",
     ),
     _sql(
         "results: only of what the claim holds",
@@ -192,6 +200,13 @@ GUARDS: Final = (
         " FOR NO KEY UPDATE SKIP LOCKED",
         "",
         _CLAIMS + "test_two_claimers_of_one_chunk_never_share_a_task",
+    ),
+    _sql(
+        "claim of one: locks its chunk",
+        "claim_task",
+        " FOR NO KEY UPDATE SKIP LOCKED",
+        "",
+        _SINGLES + "test_a_late_claim_takes_no_task_that_another_took",
     ),
     _sql(
         "claim: passes over locked chunks",

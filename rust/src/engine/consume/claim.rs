@@ -93,6 +93,12 @@ impl Asked {
         self.wants.push(want);
         self.chunks.push(chunks.min(want));
     }
+
+    /// It can bring one task at most.
+    fn is_single(&self) -> bool {
+        let is_one_group = self.groups.iter().all(|group| *group == self.groups[0]);
+        self.tasks == 1 || (is_one_group && self.wants.first() == Some(&1))
+    }
 }
 
 /// What a claim brought.
@@ -111,6 +117,8 @@ pub struct Claimer<'a> {
     link: Option<Link>,
     lanes: Vec<Lane>,
     stale: bool,
+    /// Where the content of the last claim lay.
+    leaf: i16,
     /// Lanes that were named to us and are of types that we have no handler for.
     foreign: HashSet<i32>,
     order: Order,
@@ -137,6 +145,7 @@ impl<'a> Claimer<'a> {
             link: None,
             lanes: Vec::new(),
             stale: true,
+            leaf: 0,
             foreign: HashSet::new(),
             order: Order::new(shared.settings.ageing),
             swept: None,
@@ -410,8 +419,11 @@ impl<'a> Claimer<'a> {
         };
         let sent = Instant::now();
         self.last_claim = sent;
-        let rows = link
-            .query(
+        let rows = if asked.is_single() {
+            let no = after + 1;
+            link.query("claim_task", &[&me, &no, &asked.lanes, &asked.tracks, &asked.hints, &self.leaf]).await?
+        } else {
+            link.query(
                 "claim_tasks",
                 &[
                     &me,
@@ -427,7 +439,8 @@ impl<'a> Claimer<'a> {
                     &asked.limit,
                 ],
             )
-            .await?;
+            .await?
+        };
         let time = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
         let mean = self.shared.round_trip_us.load(Ordering::Relaxed);
         self.shared.round_trip_us.store((mean * 7 + time.min(100_000)) / 8, Ordering::Relaxed);

@@ -29,6 +29,7 @@ impl Claimer<'_> {
         if let [Some(ids), Some(created), Some(formats), Some(payloads)] = columns {
             chunk.fill(ids, created, formats, payloads);
         }
+        self.leaf = leaf;
         let expected = usize::try_from(hi - lo + 1).unwrap_or(0);
         if chunk.ids().len() < expected {
             self.find_missing(&mut chunk, leaf, lo, hi).await?;
@@ -54,8 +55,8 @@ impl Claimer<'_> {
         Ok(())
     }
 
-    /// Fewer rows than ids: an edit or a move overtook the claim's snapshot. A new statement sees them; what is still missing has no
-    /// content any more and fails for good.
+    /// Fewer rows than ids: an edit or a move overtook the claim's snapshot, or the content of a single task lies in another leaf than the
+    /// last one's. A new statement sees them; what is still missing has no content any more and fails for good.
     async fn find_missing(&self, chunk: &mut Chunk, leaf: i16, lo: i64, hi: i64) -> Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
         let missing: Vec<i64> = (lo..=hi).filter(|id| !chunk.ids().contains(id)).collect();

@@ -81,6 +81,13 @@ impl Flush {
         }
     }
 
+    /// Claim, id and run time of the only member, where that is a completion, and not one that may have been stored before.
+    pub(super) fn single(&self) -> Option<(i64, i64, i64)> {
+        let (no, members) = self.completed.first_key_value()?;
+        let &(id, took_us) = members.first()?;
+        (self.count == 1 && !self.in_doubt).then_some((*no, id, i64::from(took_us)))
+    }
+
     /// Whether it holds results enough for one statement.
     pub(super) fn is_full(&self) -> bool {
         self.bytes >= BYTES
@@ -172,6 +179,20 @@ mod tests {
         members.sort_by_key(|m| m.holder.id);
         assert_eq!(members.iter().map(|m| m.holder.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(members.iter().map(Ended::bytes).collect::<Vec<_>>(), [0, 3, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_completion_by_itself_is_told() {
+        let mut flush = Flush::default();
+        assert_eq!(flush.single(), None);
+        flush.add(ended(3, Outcome::Completed));
+        assert_eq!(flush.single(), Some((1, 3, 1)));
+        flush.in_doubt = true;
+        assert_eq!(flush.single(), None);
+        flush.in_doubt = false;
+        flush.add(ended(4, Outcome::Expired));
+        assert_eq!(flush.single(), None);
+        assert_eq!(mixed().single(), None);
     }
 
     #[test]
