@@ -107,7 +107,7 @@ def _line(figure: Figure, results: Results, runs: int | None) -> tuple[str, str,
 
     return (
         figure.what,
-        f"{'≤' if figure.at_most else '≥'} {figure.target:,}{figure.unit}",
+        f"{'≤' if figure.at_most else '≥'} {figure.target:,}{figure.unit}" if figure.target is not None else "",
         f"{show(median)}{figure.unit}",
         f"{show(min(values))} to {show(max(values))}",
         number,
@@ -116,7 +116,7 @@ def _line(figure: Figure, results: Results, runs: int | None) -> tuple[str, str,
 
 
 def _print(lines: list[tuple[str, str, str, str, int, bool]], *, markdown: bool) -> None:
-    rows = [(*line[:4], str(line[4]), "yes" if line[5] else "no") for line in lines]
+    rows = [(*line[:4], str(line[4]), ("yes" if line[5] else "no") if line[1] else "") for line in lines]
     if markdown:
         print("| what | target | median | spread | runs | met |\n|---|---|---|---|---|---|")
         for row in rows:

@@ -200,6 +200,10 @@ class Database(_Common):
         connection.limit = statement_timeout
         self._connection = connection
 
+    def keep_statements(self) -> None:
+        """Have the server keep each statement from its first use on. Not through a pooler."""
+        self._connection.prepare_threshold = 0
+
     def perform(self, work: Work[_T]) -> _T:
         """Run the statements of ``work``. Raises as ``query``, and what the work raises."""
         return perform(work, self.query)

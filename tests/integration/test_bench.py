@@ -15,7 +15,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from fastq.bench import BenchError, Drain, Enqueue, Latency, Result, Retention, Single, Snapshot, Steady
+from fastq.bench import (
+    Batch1,
+    BenchError,
+    Drain,
+    Enqueue,
+    Foreign,
+    Latency,
+    Lists,
+    Result,
+    Retention,
+    Single,
+    Snapshot,
+    Steady,
+)
 from fastq.bench._hold import Hold
 from fastq.bench._meter import Meter
 from fastq.bench._processes import is_here
@@ -23,7 +36,7 @@ from fastq.bench._session import Session
 from fastq.bench._tasks import TaskMaker
 from fastq.bench._verify import check_enqueued
 from fastq.bench.retention import Load as RetentionLoad
-from fastq.errors import DatabaseError
+from fastq.errors import DatabaseError, SettingsError
 from tests.support.databases import Database
 from tests.support.waiting import wait_until
 
@@ -160,6 +173,44 @@ def test_single(dsn: str, database: Database, bench: Single, settings: dict[str,
     assert 0 < found["p50_ms"] <= found["p99_ms"]
     assert found["tasks_per_commit"] >= 1
     _costs(found, database)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_lists(dsn: str, *, one_by_one: bool) -> None:
+    bench = Lists(pending=50_000, completed=50_000, failed=700, one_by_one=one_by_one, page=20, calls=2)
+    found = bench.run(dsn).to_json()
+    assert found["tasks"] == 100_700
+    whats = [one["what"] for one in found["measured"]]
+    assert len(set(whats)) == len(whats)
+    assert {"all, falling, page 1", "all, rising, page 20", "a type, 1 %, rising, page 20"} <= set(whats)
+    for kind in ("counts", "page", "rare"):
+        assert 0 < found[f"{kind}_p50_ms"] <= found[f"{kind}_p99_ms"]
+    assert found["by_time_p50_ms"] > 0
+
+
+def test_lists_needs_enough_for_its_hundredths(dsn: str) -> None:
+    with pytest.raises(SettingsError, match="50,000"):
+        Lists(pending=49_999).run(dsn)
+
+
+@pytest.mark.parametrize(("one_by_one", "same_queue"), [(False, False), (True, True)])
+def test_foreign(dsn: str, *, one_by_one: bool, same_queue: bool) -> None:
+    bench = Foreign(foreign=1_200, tasks=1_000, pairs=2, one_by_one=one_by_one, same_queue=same_queue)
+    found = bench.run(dsn).to_json()
+    assert found["tasks"] == 2_000
+    assert found["beside_of_alone"] == pytest.approx(found["tasks_per_s"] / found["alone_per_s"], rel=1)
+    assert 0 < found["least_of_alone"] <= found["beside_of_alone"]
+
+
+def test_batch1(dsn: str, database: Database) -> None:
+    found = Batch1(tasks=5, turns=2).run(dsn).to_json()
+    assert found["tasks"] == 10
+    assert found["tasks_per_flush"] == 1
+    assert found["wal_of_peer"] == pytest.approx(found["wal_bytes"] / found["peer_wal_bytes"], rel=1)
+    if database.admin_dsn is not None and sys.platform == "linux" and _is_local(database):
+        assert found["server_cpu_us"] > 0
+        assert found["peer_cpu_us"] > 0
+        assert found["cpu_of_peer"] > 0
 
 
 # --- its proof -------------------------------------------------------------------------------------

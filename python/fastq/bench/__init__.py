@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from fastq.bench._errors import BenchError
 from fastq.bench._handlers import Kind
-from fastq.bench._result import FIGURES, Result
+from fastq.bench._result import FIGURES, Measured, Result
 from fastq.bench._stopping import Stopped
 from fastq.bench._waiting import Progress, no_progress
+from fastq.bench.batch1 import Batch1
 from fastq.bench.drain import Drain
 from fastq.bench.enqueue import Enqueue
+from fastq.bench.foreign import Foreign
 from fastq.bench.latency import Latency
+from fastq.bench.lists import Lists
 from fastq.bench.retention import Retention
 from fastq.bench.single import Single
 from fastq.bench.snapshot import Snapshot
@@ -22,11 +25,15 @@ from fastq.bench.steady import Steady
 
 __all__ = [
     "FIGURES",
+    "Batch1",
     "BenchError",
     "Drain",
     "Enqueue",
+    "Foreign",
     "Kind",
     "Latency",
+    "Lists",
+    "Measured",
     "Progress",
     "Result",
     "Retention",

@@ -37,6 +37,9 @@ class Meter:
 
     Args:
         session: whose producers and consumers are measured.
+
+    Attributes:
+        is_local: the server's processes can be seen here.
     """
 
     def __init__(self, session: Session) -> None:
@@ -44,7 +47,7 @@ class Meter:
         self._db = session.look()
         self._lock = threading.Lock()
         [(pid, age)] = self._db.query("bench_own_backend")
-        self._is_local = is_here(pid, age)
+        self.is_local = is_here(pid, age)
         self._may_read_wal = True
         self._backends: dict[int, float] = {}
         self._others: dict[int, float] = {}
@@ -63,8 +66,8 @@ class Meter:
             self._look()
             return Reading(
                 client_cpu,
-                sum(self._backends.values()) if self._is_local else None,
-                sum(self._others.values()) if self._is_local else None,
+                sum(self._backends.values()) if self.is_local else None,
+                sum(self._others.values()) if self.is_local else None,
                 self._read_wal(),
             )
 
@@ -83,13 +86,13 @@ class Meter:
                         return
 
         thread = threading.Thread(target=watch, name="fastq-bench-meter", daemon=True)
-        if self._is_local:
+        if self.is_local:
             thread.start()
         try:
             yield
         finally:
             ended.set()
-            if self._is_local:
+            if self.is_local:
                 thread.join()
 
     def commits(self) -> int:
@@ -98,7 +101,7 @@ class Meter:
             return int(self._db.query("bench_commits")[0][0])
 
     def _look(self) -> None:
-        if not self._is_local:
+        if not self.is_local:
             return
         for pid, is_backend in self._db.query("bench_processes", self._name):
             used = cpu_seconds(pid)

@@ -28,6 +28,16 @@ FIGURES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How long one call took, in milliseconds."""
+
+    what: str
+    calls: int
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A benchmark that was run and whose work was checked."""
 
@@ -40,6 +50,8 @@ class Result:
     """What must be known beside the figures."""
     series: tuple[dict[str, float], ...] = ()
     """Figures over time, where it is measured: each with the same names."""
+    measured: tuple[Measured, ...] = ()
+    """What the figures are made of, where they are the most of many."""
 
     def to_json(self) -> dict[str, Any]:
         """One object, with all of `FIGURES`; numbers are rounded to six digits."""
@@ -48,6 +60,10 @@ class Result:
             "bench": self.bench,
             **{name: _round(value) for name, value in figures.items()},
             "settings": self.settings,
+            "measured": [
+                {"what": one.what, "calls": one.calls, "p50_ms": _round(one.p50_ms), "p99_ms": _round(one.p99_ms)}
+                for one in self.measured
+            ],
             "notes": self._all_notes(),
             "series": [{name: _round(value) for name, value in one.items()} for one in self.series],
             "versions": {
@@ -89,4 +105,4 @@ def _round(value: float | None) -> float | int | None:
     return int(value) if value.is_integer() else float(f"{value:.6g}")
 
 
-__all__ = ["FIGURES", "Result", "per", "percentile"]
+__all__ = ["FIGURES", "Measured", "Result", "per", "percentile"]

@@ -35,6 +35,7 @@ class Session:
     Attributes:
         dsn: the connection string for producers and consumers: their sessions bear ``name``, which tells them from others.
         name: of the schema and of the sessions.
+        given_dsn: the same without the name, for a second schema on the same server.
         db: a connection for looking at the tables.
         server: what kind of server it is.
 
@@ -45,6 +46,7 @@ class Session:
     """
 
     dsn: str
+    given_dsn: str
     db: Database
     server: Server
 
@@ -69,6 +71,7 @@ class Session:
     def _open(self) -> None:
         self._stack.enter_context(StopSignals())
         dsn, is_embedded = self._find_server()
+        self.given_dsn = dsn
         self.dsn = named(dsn, self.name)
         self._look_dsn = named(dsn, f"{self.name}_look")
         # First of all: where there is no connection, there is nothing to drop.

@@ -31,14 +31,19 @@ def check_completed(db: Database, results: Iterable[Sequence[Enqueued]], starts:
     expected = enqueued_ranges(results)
     tasks = _size(expected)
     _check_tables(db, tasks, {"tasks": tasks})
-    [(completions,)] = db.query("bench_completed")
-    completed = _read_ranges(db, "bench_completed_ids")
-    _check_same("completed", completed, expected)
-    if completions != tasks:
-        raise BenchError(
-            f"{tasks:,} tasks completed, but {completions:,} completions are stored: some completed more than once"
-        )
-    _check_starts(starts, expected)
+    _check_completions(db, expected, starts)
+
+
+def check_drained(
+    db: Database, results: Iterable[Sequence[Enqueued]], starts: Starts, *, waiting: Iterable[Sequence[Enqueued]]
+) -> None:
+    """As `check_completed`, beside others that wait and that nobody has touched. Raises BenchError."""
+    expected, others = enqueued_ranges(results), enqueued_ranges(waiting)
+    _check_tables(
+        db, _size(expected) + _size(others), {"tasks": _size(expected) + _size(others), "ready": _size(others)}
+    )
+    _check_same("waiting", _read_ranges(db, "bench_waiting_ids"), others)
+    _check_completions(db, expected, starts)
 
 
 def check_started(results: Iterable[Sequence[Enqueued]], starts: Starts) -> None:
@@ -82,6 +87,17 @@ def _read_ranges(db: Database, query: str) -> Ranges:
 
 def _size(ranges: Ranges) -> int:
     return sum(high - low for low, high in ranges)
+
+
+def _check_completions(db: Database, expected: Ranges, starts: Starts) -> None:
+    tasks = _size(expected)
+    [(completions,)] = db.query("bench_completed")
+    _check_same("completed", _read_ranges(db, "bench_completed_ids"), expected)
+    if completions != tasks:
+        raise BenchError(
+            f"{tasks:,} tasks completed, but {completions:,} completions are stored: some completed more than once"
+        )
+    _check_starts(starts, expected)
 
 
 def _check_tables(db: Database, tasks: int, expected: dict[str, int]) -> None:
@@ -148,4 +164,4 @@ def _check_starts(starts: Starts, expected: Ranges) -> None:
             raise BenchError(f"task {missing} completed, but its handler never started")
 
 
-__all__ = ["Ranges", "check_completed", "check_enqueued", "check_started", "enqueued_ranges"]
+__all__ = ["Ranges", "check_completed", "check_drained", "check_enqueued", "check_started", "enqueued_ranges"]

@@ -33,6 +33,9 @@ _ROWS = {
     "last_over_first": ("the hold's last / first", "{:.3f}"),
     "window_s": ("  of so long each", "{:,.0f} s"),
     "transactions_held": ("transactions during the hold", "{:,.0f}"),
+    "alone_per_s": ("rate without the others", "{:,.0f} tasks/s"),
+    "beside_of_alone": ("beside the others / without", "{:.3f}"),
+    "least_of_alone": ("the same, the least", "{:.3f}"),
     "bare_per_s": ("bare loop", "{:,.0f} runs/s"),
     "of_bare": ("rate / bare loop", "{:.3f}"),
     "p50_ms": ("p50", "{:.2f} ms"),
@@ -47,6 +50,9 @@ _ROWS = {
     "idle_server_cpu_percent": ("idle: CPU, server (backends)", "{:.2f} % of a core"),
     "client_cpu_us": ("CPU a task, client", "{:.2f} us"),
     "server_cpu_us": ("CPU a task, server (backends)", "{:.2f} us"),
+    "peer_cpu_us": ("  asynqpg's shape", "{:.2f} us"),
+    "cpu_of_peer": ("  of it", "{:.3f}"),
+    "beat_cpu_us": ("  heartbeat and upkeep meanwhile", "{:.2f} us"),
     "server_other_cpu_us": ("CPU a task, server (the rest)", "{:.2f} us"),
     "wal_bytes": ("WAL a task", "{:,.0f} B"),
     "start_p50_ms": ("enqueue to start, p50", "{:.2f} ms"),
@@ -65,6 +71,15 @@ _ROWS = {
     "kept_mb_most": ("tables, most", "{:,.1f} MB"),
     "last_over_middle": ("tables, last third / the one before", "{:.3f}"),
     "payloads_lost": ("payloads lost", "{:,.0f}"),
+    "peer_wal_bytes": ("  asynqpg's shape", "{:,.0f} B"),
+    "wal_of_peer": ("  of it", "{:.3f}"),
+    "counts_p50_ms": ("counts, p50", "{:.1f} ms"),
+    "counts_p99_ms": ("counts, p99", "{:.1f} ms"),
+    "page_p50_ms": ("a page, the slowest filter's p50", "{:.1f} ms"),
+    "page_p99_ms": ("a page, the slowest filter's p99", "{:.1f} ms"),
+    "rare_p50_ms": ("a page of what is rare, p50", "{:.1f} ms"),
+    "rare_p99_ms": ("a page of what is rare, p99", "{:.1f} ms"),
+    "by_time_p50_ms": ("a page in order of created_at", "{:.1f} ms"),
     "tasks_per_claim": ("tasks a claim", "{:,.1f}"),
     "tasks_per_flush": ("tasks a flush", "{:,.1f}"),
     "tasks_per_commit": ("tasks a commit", "{:,.1f}"),
@@ -212,6 +227,56 @@ def single(*, as_json: bool, dsn: str | None, **options: Any) -> None:
     _run(benches.Single(**options), dsn, as_json=as_json)
 
 
+@bench.command()
+@click.option("--pending", type=_COUNT, default=1_000_000, show_default=True, help="Tasks that wait.")
+@click.option("--completed", type=_COUNT, default=1_000_000, show_default=True, help="Tasks that are completed.")
+@click.option("--failed", type=_COUNT, default=10_000, show_default=True, help="Tasks that failed.")
+@click.option(
+    "--one-by-one", is_flag=True, help="Lay them as if each had been enqueued and completed alone, not in runs of 500."
+)
+@click.option(
+    "--page", type=_COUNT, default=1_000, show_default=True, help="The page that is measured beside the first."
+)
+@click.option("--calls", type=_COUNT, default=20, show_default=True, help="Calls of each kind.")
+@_payload_bytes
+@_shared
+def lists(*, as_json: bool, dsn: str | None, **options: Any) -> None:
+    """Count tasks and list pages of them."""
+    _run(benches.Lists(**options), dsn, as_json=as_json)
+
+
+@bench.command()
+@click.option("--foreign", type=_COUNT, default=500_000, show_default=True, help="Tasks that nobody handles.")
+@click.option("--one-by-one", is_flag=True, help="Lay them as if each had been enqueued alone, not in runs of 500.")
+@click.option("--same-queue", is_flag=True, help="Have them wait in the queue of the tasks that are drained.")
+@_tasks(500_000)
+@click.option("--pairs", type=_COUNT, default=3, show_default=True, help="Drains with them, and as many without.")
+@_handler
+@_concurrency
+@_payload_bytes
+@_shared
+def foreign(*, as_json: bool, dsn: str | None, **options: Any) -> None:
+    """Drain beside tasks that wait and that nobody handles, and without them, in turn."""
+    _run(benches.Foreign(**options), dsn, as_json=as_json)
+
+
+@bench.command()
+@_tasks(100)
+@click.option("--turns", type=_COUNT, default=5, show_default=True, help="Turns of so many tasks, on each side.")
+@click.option(
+    "--work-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    default=110.0,
+    show_default=True,
+    help="Let each handler sleep.",
+)
+@_payload_bytes
+@_shared
+def batch1(*, as_json: bool, dsn: str | None, **options: Any) -> None:
+    """Claim and complete tasks one at a time, and do the same in asynqpg's tables, in turn."""
+    _run(benches.Batch1(**options), dsn, as_json=as_json)
+
+
 def _run(which: _Bench, dsn: str | None, *, as_json: bool) -> None:
     console = stderr()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)-7s %(name)s: %(message)s")
@@ -238,13 +303,22 @@ def _show(result: benches.Result) -> None:
     console.print(table)
     if found["series"]:
         console.print(_over_time(found["series"]))
+    if result.measured:
+        calls = Table()
+        calls.add_column("what")
+        for column in ("calls", "p50", "p99"):
+            calls.add_column(column, justify="right")
+        for one in result.measured:
+            calls.add_row(one.what, str(one.calls), f"{one.p50_ms:.1f} ms", f"{one.p99_ms:.1f} ms")
+        console.print(calls)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     embedded = " (embedded)" if result.server.is_embedded else ""
     for line in (_pairs(result.settings), versions + embedded, _pairs(result.server.settings)):
         console.print(line, markup=False)
     for note in found["notes"]:
         console.print(f"note: {note}", markup=False, style="yellow")
-    console.print("every task done exactly once: checked in the tables, and counted in the process", markup=False)
+    if not result.measured:
+        console.print("every task done exactly once: checked in the tables, and counted in the process", markup=False)
 
 
 def _over_time(series: list[dict[str, float]]) -> Table:
