@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Self, TypeAlias, TypeVar, final
 
+from fastq._backoff import Backoff
 from fastq.settings import ConsumerSettings, ProducerSettings
 from fastq.task import Task
 
@@ -105,13 +106,19 @@ class TaskInfo:
         """
     @property
     def raw_payload(self) -> bytes:
-        """The payload's bytes as stored."""
+        """The payload's bytes, encoded as they were enqueued."""
     @property
     def attempt(self) -> int:
         """Which run this is, from 1."""
     @property
     def max_attempts(self) -> int:
         """Runs in all before it fails for good."""
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that an attempt may take, if the task has a timeout of its own; None: as its type has it."""
+    @property
+    def retry(self) -> Backoff | None:
+        """The retry policy that the task has of its own; None: as its type has it."""
     @property
     def created_at(self) -> datetime:
         """When it was enqueued, by the database's clock (aware, UTC)."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Un
 from fastq._options import read_name
 from fastq.errors import SettingsError
 from fastq.lifespan import signature_of
-from fastq.task import PRIORITY, Enqueued, Task, TokenKeywords
+from fastq.task import PRIORITY, Enqueued, Task, TaskKeywords
 
 if TYPE_CHECKING:
     from fastq.producer import Producer
@@ -32,7 +32,7 @@ class HasProducer(Protocol):
     def has_producer(self) -> bool: ...
 
 
-class TaskOptions(TokenKeywords, total=False):
+class TaskOptions(TaskKeywords, total=False):
     """What `TaskFunction.with_options` takes, each as `Task` does."""
 
     queue: str
@@ -55,8 +55,8 @@ class Options:
     idempotency_token: str | None = None
     priority: int = PRIORITY
     expires_at: datetime | None = None
-    token: Mapping[str, Any] = field(default_factory=dict)
-    """How the token is meant: `TokenKeywords`."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Of `TaskKeywords` what was given."""
 
 
 class TaskFunction(Generic[P, R]):
@@ -129,15 +129,15 @@ class TaskFunction(Generic[P, R]):
             max_attempts=options.max_attempts,
             expires_at=options.expires_at,
             idempotency_token=options.idempotency_token,
-            **options.token,
+            **options.more,
         )
 
     def with_options(self, **options: Unpack[TaskOptions]) -> TaskFunction[P, R]:
         """The same with other options for its tasks; this one stays as it is.
 
         Args:
-            **options: ``delay``, ``run_at``, ``queue``, ``priority``, ``max_attempts``, ``expires_at``, ``idempotency_token`` and the
-                token's options, each as `Task` takes it.
+            **options: ``delay``, ``run_at``, ``queue``, ``priority``, ``max_attempts``, ``timeout``, ``retry``, ``expires_at``,
+                ``idempotency_token`` and the token's options, each as `Task` takes it.
 
         Raises:
             SettingsError: a value out of range.
@@ -147,8 +147,8 @@ class TaskFunction(Generic[P, R]):
                 f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(TaskOptions.__annotations__)}"
             )
         given: dict[str, Any] = dict(options)
-        token = {name: given.pop(name) for name in TokenKeywords.__annotations__ if name in given}
-        changed = replace(self._options, token={**self._options.token, **token}, **given)
+        more = {name: given.pop(name) for name in TaskKeywords.__annotations__ if name in given}
+        changed = replace(self._options, more={**self._options.more, **more}, **given)
         # Checked here, where the values are given.
         read_name("queue", changed.queue)
         self._make({}, changed)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
+from fastq._backoff import Backoff, from_words
+from fastq._durations import to_seconds
 from fastq.errors import SettingsError
 
 State: TypeAlias = Literal["pending", "running", "completed", "failed", "cancelled", "expired"]
@@ -65,6 +67,10 @@ class TaskRecord:
     """When it was completed, failed, cancelled or expired."""
     expires_at: datetime | None = None
     """If it has not been started by then, it expires; None: it never does."""
+    timeout: float | None = None
+    """Seconds that an attempt may take, of its own; None: as its type has it."""
+    retry: Backoff | None = None
+    """How long it waits after an attempt that failed, of its own; None: as its type has it."""
     errors: tuple[FailedAttempt, ...] | None = None
     """Its failed attempts, the first one first; None in a list: ``get_task`` brings them."""
 
@@ -202,6 +208,28 @@ def places_of(states: Sequence[State | Kind] | None) -> Places:
     )
 
 
+def _read_content(format_: str, stored: bytes) -> tuple[Any, float | None, Backoff | None]:
+    """The payload, and the task's own timeout and retry policy, which are stored in a line before it (formats J and B)."""
+    if format_ not in ("J", "B"):
+        return json.loads(stored) if format_ == "j" else stored, None, None
+    line, end, rest = stored.partition(b"\n")
+    if not end:
+        # Nobody knows where the payload begins. A list is shown all the same.
+        return stored, None, None
+    payload = json.loads(rest) if format_ == "J" else rest
+    try:
+        words = json.loads(line)
+        timeout, retry = words.get("timeout"), words.get("retry")
+        return (
+            payload,
+            None if timeout is None else to_seconds("timeout", timeout),
+            None if retry is None else from_words(retry),
+        )
+    except (ValueError, RecursionError, AttributeError, TypeError, SettingsError):
+        # Damaged: no worker runs it.
+        return payload, None, None
+
+
 def to_record(row: tuple[Any, ...], *, with_errors: bool) -> TaskRecord:
     """A row of ``find_task`` (with its failed attempts) or of a list."""
     (
@@ -225,12 +253,13 @@ def to_record(row: tuple[Any, ...], *, with_errors: bool) -> TaskRecord:
         FailedAttempt(attempt, failed_at.astimezone(UTC), None if took is None else took / 1e6, error, traceback)
         for attempt, failed_at, took, error, traceback in zip(*more, strict=True)
     )
+    content, timeout, retry = _read_content(format_, payload)
     return TaskRecord(
         id=id_,
         type=type_,
         queue=queue,
         priority=priority,
-        payload=json.loads(payload) if format_ == "j" else payload,
+        payload=content,
         state=state,
         kind=kind,
         attempts=attempts,
@@ -239,6 +268,8 @@ def to_record(row: tuple[Any, ...], *, with_errors: bool) -> TaskRecord:
         run_at=run_at and run_at.astimezone(UTC),
         ended_at=ended_at and ended_at.astimezone(UTC),
         expires_at=expires_at and expires_at.astimezone(UTC),
+        timeout=timeout,
+        retry=retry,
         errors=errors if with_errors else None,
     )
 

@@ -56,7 +56,8 @@ class FailureHandler:
     It never raises, whatever the exception, the policy or the hook does. Called on the thread that ran the handler.
 
     Args:
-        policies: by the task's handler: asked for the wait where an attempt is left and the exception does not say it.
+        policies: by the task's handler: asked for the wait where an attempt is left, the exception does not say it, and the task has no
+            policy of its own.
         traceback_limit: bytes of a traceback that are kept.
         hook: told of what failed.
     """
@@ -94,7 +95,7 @@ class FailureHandler:
             return None
         if isinstance(control, SnoozeWithError):
             return control.seconds
-        policy = self._policies[task.handler]
+        policy = task.retry or self._policies[task.handler]
         try:
             return to_seconds("the retry policy's delay", policy.delay(task, error))
         except (Exception, SystemExit):  # noqa: BLE001 - a class of the user's

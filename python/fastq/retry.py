@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from fastq._backoff import ConstantBackoff, ExponentialBackoff
 from fastq.errors import SettingsError
-from fastq.task import to_seconds
 
 if TYPE_CHECKING:
     from fastq._engine import TaskInfo
-
-_DAY: Final = 86_400.0
 
 
 @runtime_checkable
@@ -36,62 +32,6 @@ class RetryPolicy(Protocol):
 
 RetryFunction = Callable[["TaskInfo", BaseException], float | timedelta]
 """A retry policy that is a function: called as `RetryPolicy.delay`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExponentialBackoff:
-    """Waits ``attempt ** exponent`` seconds, give or take ``jitter``: with the defaults 1, 16, 81, 256, ... seconds.
-
-    Args:
-        exponent: 0 or more.
-        jitter: the share by which a wait may be longer or shorter, from 0 to 1.
-        maximum: seconds, or a timedelta, that no wait exceeds; a day by default.
-
-    Raises:
-        SettingsError: a value out of range.
-    """
-
-    exponent: float = 4.0
-    jitter: float = 0.1
-    maximum: float | timedelta = _DAY
-
-    def __post_init__(self) -> None:
-        # Above 64 a float would overflow within the attempts that there can be.
-        if not 0 <= self.exponent <= 64:
-            raise SettingsError(f"exponent is {self.exponent!r}, but must be from 0 to 64")
-        if not 0 <= self.jitter <= 1:
-            raise SettingsError(f"jitter is {self.jitter!r}, but must be from 0 to 1")
-        object.__setattr__(self, "maximum", to_seconds("maximum", self.maximum))
-
-    def delay(self, task: TaskInfo, error: BaseException) -> float:  # noqa: ARG002 - the protocol's
-        """Seconds until the next attempt."""
-        return self.after(task.attempt)
-
-    def after(self, attempt: int) -> float:
-        """Seconds to wait after the attempt of that number, counted from 1."""
-        wait = math.pow(attempt, self.exponent) * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311
-        return min(wait, to_seconds("maximum", self.maximum))
-
-
-@dataclass(frozen=True, slots=True)
-class ConstantBackoff:
-    """Waits the same time before each attempt.
-
-    Args:
-        seconds: the wait, 0 or more; a timedelta is taken too.
-
-    Raises:
-        SettingsError: negative, not finite, or over a century.
-    """
-
-    seconds: float | timedelta
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "seconds", to_seconds("seconds", self.seconds))
-
-    def delay(self, task: TaskInfo, error: BaseException) -> float:  # noqa: ARG002 - the protocol's
-        """Seconds until the next attempt."""
-        return to_seconds("seconds", self.seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_args
 
+from fastq._durations import DURATION_LIMIT, to_seconds
 from fastq.errors import SettingsError
+
+if TYPE_CHECKING:
+    from fastq._backoff import Backoff
 
 #: Runs in all that a task gets unless it says otherwise.
 MAX_ATTEMPTS: Final = 3
@@ -16,29 +19,6 @@ MAX_ATTEMPTS_LIMIT: Final = 32_767
 PRIORITY: Final = 0
 #: The highest.
 PRIORITY_LIMIT: Final = 9
-#: No duration may be longer, in seconds: a century.
-DURATION_LIMIT: Final = 36_525 * 86_400.0
-
-
-def to_seconds(name: str, value: object) -> float:
-    """A duration in seconds, from a number or a timedelta.
-
-    Raises:
-        SettingsError: it is negative, not finite, or over a century.
-        TypeError: it is something else.
-    """
-    if isinstance(value, timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        # An int may be too large for a float.
-        seconds = float(value) if abs(value) <= DURATION_LIMIT else math.nan
-    else:
-        raise TypeError(f"{name} is {value!r}, but must be seconds or a timedelta")
-    if not 0 <= seconds <= DURATION_LIMIT:
-        raise SettingsError(f"{name} is {value!r}, but must be from 0 to {DURATION_LIMIT:.0f} seconds")
-    return seconds
-
-
 #: Among which tasks a token is unique.
 TokenScope: TypeAlias = Literal["type", "queue", "global"]
 #: What frees it: the end of its task's retention, or its task's end.
@@ -58,8 +38,17 @@ class TokenKeywords(TypedDict, total=False):
     """Held no longer than this, in seconds, above 0; alone, it is held for just so long, whether its task is kept or not."""
     on_conflict: OnConflict
     """Where it is held: answer the id of the task that has it (``"existing"``, the default), raise `DuplicateTask`, or answer the id
-    and change that task while it waits: ``"replace"`` its payload and, where the new task has a delay or a time, its time;
-    ``"replace_payload"`` or ``"replace_time"`` only the one."""
+    and change that task while it waits: ``"replace"`` its payload (with its own ``timeout`` and ``retry``) and, where the new task has a
+    delay or a time, its time; ``"replace_payload"`` or ``"replace_time"`` only the one."""
+
+
+class TaskKeywords(TokenKeywords, total=False):
+    """What few tasks are given, as `Task` takes it."""
+
+    timeout: float | timedelta | None
+    """Seconds, above 0, after which an attempt of it ends as failed, whatever its type's timeout is."""
+    retry: Backoff | None
+    """How long it waits after an attempt that failed, an `ExponentialBackoff` or a `ConstantBackoff`, whatever its type has."""
 
 
 class TokenOptions(NamedTuple):
@@ -72,22 +61,56 @@ class TokenOptions(NamedTuple):
     on_conflict: OnConflict = "existing"
 
 
+class Extras(NamedTuple):
+    """What few tasks are given, checked. The engine reads it as a tuple."""
+
+    expires_at: datetime | None = None
+    token_options: TokenOptions | None = None
+    timeout: float | None = None
+    """Seconds."""
+    retry: Backoff | None = None
+
+
+_NONE: Final = Extras()
+
+
+def _read_extras(expires_at: datetime | None, token: str | None, given: TaskKeywords) -> Extras | None:
+    """None where all is as it is by default.
+
+    Raises:
+        SettingsError: a naive time, a timeout out of range, or a wrong option of the token.
+        TypeError: an option that there is not, or a value of another type.
+    """
+    if expires_at is not None:
+        check_aware("expires_at", expires_at)
+    if not given:
+        return Extras(expires_at)
+    if unknown := given.keys() - TaskKeywords.__annotations__.keys():
+        raise TypeError(f"Task() got an unexpected keyword argument {min(unknown)!r}")
+    timeout, retry = given.pop("timeout", None), given.pop("retry", None)
+    if timeout is not None:
+        timeout = _above_0("timeout", timeout)
+    if retry is not None:
+        # What most tasks do without needs no import either.
+        from fastq._backoff import check_backoff  # noqa: PLC0415
+
+        check_backoff(retry)
+    extras = Extras(expires_at, _read_token(token, given) if given else None, timeout, retry)
+    return None if extras == _NONE else extras
+
+
 def _read_token(token: str | None, given: TokenKeywords) -> TokenOptions | None:
     """None where all is as it is by default.
 
     Raises:
         SettingsError: a value that is none of an option's, a ``token_ttl`` out of range, or no token.
-        TypeError: an option that there is not, or a ``token_ttl`` of another type.
+        TypeError: a ``token_ttl`` of another type.
     """
-    if unknown := given.keys() - TokenKeywords.__annotations__.keys():
-        raise TypeError(f"Task() got an unexpected keyword argument {min(unknown)!r}")
     if token is None:
         raise SettingsError(f"{', '.join(given)} without an idempotency_token: it would do nothing")
     ttl = given.get("token_ttl")
     if ttl is not None:
-        ttl = to_seconds("token_ttl", ttl)
-        if ttl == 0:
-            raise SettingsError("token_ttl is 0, but must be more than 0 seconds")
+        ttl = _above_0("token_ttl", ttl)
     options = TokenOptions(
         given.get("token_scope", "type"), given.get("token_until", "removed"), ttl, given.get("on_conflict", "existing")
     )
@@ -99,6 +122,13 @@ def _read_token(token: str | None, given: TokenKeywords) -> TokenOptions | None:
         if value not in get_args(allowed):
             raise SettingsError(f"{name} is {value!r:.100}, but must be one of {', '.join(get_args(allowed))}")
     return None if options == TokenOptions() else options
+
+
+def _above_0(name: str, value: float | timedelta) -> float:
+    seconds = to_seconds(name, value)
+    if seconds == 0:
+        raise SettingsError(f"{name} is 0, but must be more than 0 seconds")
+    return seconds
 
 
 class Task:
@@ -114,26 +144,26 @@ class Task:
         max_attempts: runs in all, 1 to 32,767, before it fails for good.
         expires_at: no run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired. None: never.
         idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
-        **token: how the token is meant, where it is otherwise: ``token_scope``, ``token_until``, ``token_ttl``, ``on_conflict``, see
-            `TokenKeywords` and docs/tokens.md.
+        **more: ``timeout`` (seconds, or a timedelta) and ``retry`` (an `ExponentialBackoff` or a `ConstantBackoff`) of this task alone,
+            stored with it: they win over its type's and its consumer's, see docs/tasks.md. And how the token is meant, where it is
+            otherwise: ``token_scope``, ``token_until``, ``token_ttl``, ``on_conflict``, see `TokenKeywords` and docs/tokens.md.
 
     Raises:
-        SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at`` or ``expires_at``, a ``priority`` or
-            ``max_attempts`` out of range, a wrong option of the token, or one without a token. Lengths and the payload are checked at
-            enqueue.
-        TypeError: a value of another type, or an option that there is not.
+        SettingsError: a delay that is negative, not finite or over a century, a naive ``run_at`` or ``expires_at``, a ``priority``,
+            ``max_attempts`` or ``timeout`` out of range, a wrong option of the token, or one without a token. Lengths and the payload
+            are checked at enqueue.
+        TypeError: a value of another type, a ``retry`` that can't be stored, or an option that there is not.
     """
 
     __slots__ = (
+        "_extras",
         "delay",
-        "expires_at",
         "idempotency_token",
         "max_attempts",
         "payload",
         "priority",
         "queue",
         "run_at",
-        "token_options",
         "type",
     )
 
@@ -144,10 +174,9 @@ class Task:
     delay: float | None
     run_at: datetime | None
     max_attempts: int
-    expires_at: datetime | None
     idempotency_token: str | None
-    token_options: TokenOptions | None
-    """None: all as by default."""
+    # One slot for all that most tasks do without: the engine looks at each slot of each task.
+    _extras: Extras | None
 
     def __init__(
         self,
@@ -161,7 +190,7 @@ class Task:
         max_attempts: int = MAX_ATTEMPTS,
         expires_at: datetime | None = None,
         idempotency_token: str | None = None,
-        **token: Unpack[TokenKeywords],
+        **more: Unpack[TaskKeywords],
     ) -> None:
         # A million of these are made in a row: only what is given is looked at.
         self.type = type
@@ -179,11 +208,49 @@ class Task:
                 f"max_attempts is {max_attempts!r}, but must be a whole number, 1 to {MAX_ATTEMPTS_LIMIT:,}"
             )
         self.max_attempts = max_attempts
-        if expires_at is not None:
-            check_aware("expires_at", expires_at)
-        self.expires_at = expires_at
         self.idempotency_token = idempotency_token
-        self.token_options = _read_token(idempotency_token, token) if token else None
+        self._extras = _read_extras(expires_at, idempotency_token, more) if more or expires_at is not None else None
+
+    def _extra(self, **changed: Any) -> None:
+        # As other attributes: what is put in place of what was checked here is refused by the engine.
+        extras = (self._extras or _NONE)._replace(**changed)
+        self._extras = None if extras == _NONE else extras
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """No run of it starts after this time; None: it never expires."""
+        return (self._extras or _NONE).expires_at
+
+    @expires_at.setter
+    def expires_at(self, value: datetime | None) -> None:
+        self._extra(expires_at=value)
+
+    @property
+    def token_options(self) -> TokenOptions | None:
+        """How its token is meant; None: all as by default."""
+        return (self._extras or _NONE).token_options
+
+    @token_options.setter
+    def token_options(self, value: TokenOptions | None) -> None:
+        self._extra(token_options=value)
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that an attempt of it may take; None: as its type has it."""
+        return (self._extras or _NONE).timeout
+
+    @timeout.setter
+    def timeout(self, value: float | None) -> None:
+        self._extra(timeout=value)
+
+    @property
+    def retry(self) -> Backoff | None:
+        """How long it waits after an attempt that failed; None: as its type has it."""
+        return (self._extras or _NONE).retry
+
+    @retry.setter
+    def retry(self, value: Backoff | None) -> None:
+        self._extra(retry=value)
 
     def __repr__(self) -> str:
         # Without the payload: it may hold what no log should.
@@ -198,6 +265,8 @@ class Task:
                 ("expires_at", self.expires_at, None),
                 ("idempotency_token", self.idempotency_token, None),
                 ("token_options", self.token_options, None),
+                ("timeout", self.timeout, None),
+                ("retry", self.retry, None),
             )
             if value != default
         )
@@ -246,8 +315,10 @@ __all__ = [
     "PRIORITY",
     "PRIORITY_LIMIT",
     "Enqueued",
+    "Extras",
     "OnConflict",
     "Task",
+    "TaskKeywords",
     "TokenKeywords",
     "TokenOptions",
     "TokenScope",

@@ -41,3 +41,28 @@ ALTER TABLE fastq.token
 -- When a task expires is known where it waits: in chunks (the earliest of theirs) and in `delayed`. A claim remembers it, so that what is given back, rescued, put off or retried keeps it; NULL: none of its tasks expires. Older workers do
 -- not know it: they run a task past its time, and what goes back into a chunk or waits for a retry by them has lost it.
 ALTER TABLE fastq.claim ADD COLUMN expires_at timestamptz;
+
+-- Tasks with a timeout or a retry policy of their own carry them before their payload, in one line of JSON, as formats J (JSON) and B (raw bytes):
+-- a column would cost every task 8 bytes. Older workers do not know these formats. The view shows the payload alone, as ever.
+CREATE OR REPLACE VIEW fastq.tasks AS
+WITH found AS (
+    SELECT t.id, t.lane, 'pending'::text AS state, NULL::text AS kind, r.attempts, t.max_attempts, t.created_at, NULL::timestamptz AS run_at, NULL::timestamptz AS ended_at, t.format, t.payload
+      FROM fastq.ready r, LATERAL (SELECT * FROM fastq.task WHERE task.leaf = r.leaf AND task.id >= r.lo AND task.id <= r.hi OFFSET 0) t
+    UNION ALL
+    SELECT d.id, d.lane, 'pending', d.kind, d.attempts, d.max_attempts, coalesce(d.created_at, t.created_at), d.run_at, NULL, coalesce(d.format, t.format), coalesce(d.payload, t.payload)
+      FROM fastq.delayed d LEFT JOIN LATERAL (SELECT * FROM fastq.task WHERE task.leaf = d.leaf AND task.id = d.id OFFSET 0) t ON true
+    UNION ALL
+    SELECT t.id, t.lane, 'running', NULL, (c.attempts + 1)::smallint, t.max_attempts, t.created_at, NULL, NULL, t.format, t.payload
+      FROM fastq.claim c, unnest(c.ids) i, LATERAL (SELECT * FROM fastq.task WHERE task.leaf = c.leaf AND task.id >= lower(i) AND task.id < upper(i) OFFSET 0) t
+    UNION ALL
+    SELECT t.id, t.lane, 'completed', NULL, d.attempts, t.max_attempts, t.created_at, NULL, d.done_at, t.format, t.payload
+      FROM fastq.done d, unnest(d.ids) i, LATERAL (SELECT * FROM fastq.task WHERE task.leaf = d.leaf AND task.id >= lower(i) AND task.id < upper(i) OFFSET 0) t
+    UNION ALL
+    SELECT d.id, d.lane, d.state, NULL, d.attempts, d.max_attempts, d.created_at, NULL, d.ended_at, d.format, d.payload FROM fastq.dead d
+)
+SELECT f.id, l.type, l.queue, l.priority, f.state, f.kind, f.attempts, f.max_attempts, f.created_at, f.run_at, f.ended_at,
+       CASE f.format WHEN 'j' THEN convert_from(f.payload, 'UTF8')
+                     WHEN 'J' THEN convert_from(substring(f.payload FROM position('\x0a'::bytea IN f.payload) + 1), 'UTF8')
+                     WHEN 'B' THEN encode(substring(f.payload FROM position('\x0a'::bytea IN f.payload) + 1), 'hex')
+                     ELSE encode(f.payload, 'hex') END AS payload
+  FROM found f JOIN fastq.lane l ON l.id = f.lane;

@@ -1,7 +1,7 @@
 -- Change those of tasks $1 that wait in chunks: payload $3 in format $2, time $5, else $4 seconds from now, and priority $6
 -- (NULL: as it is). Answers their ids. The chunk's row lock decides against a claim in flight. The content is changed where it lies, in the transaction in which the
 -- chunk is deleted and its pieces are born, each edited task as one of its own, with the same rid: a claim with an older snapshot finds the
--- chunk deleted and takes nothing of it, one with a newer sees the new pieces and the new content. Nobody runs the old one afterwards.
+-- chunk deleted and takes nothing of it, one with a newer sees the new pieces and the new content. Nobody runs the old one afterwards. A line of run options before it (formats J and B) stays.
 -- Another priority is another lane, which is there: the task comes last in it, with a rid of its own, since claimers remember how far they are.
 -- With a time to come it waits in `delayed`, where its leaf is still named; it is no longer careful then (track), as after any retry.
 WITH sent AS MATERIALIZED (
@@ -26,7 +26,9 @@ WITH sent AS MATERIALIZED (
                                        WHERE o.id = g.lane AND n.priority = $6::smallint) m ON true,
            sent s, unnest(int8multirange(int8range(g.lo, g.hi, '[]')) * s.ids) r, generate_series(lower(r), upper(r) - 1) i
 ), content AS (
-    UPDATE fastq.task SET format = $2::"char", payload = $3
+    UPDATE fastq.task
+       SET format = CASE WHEN format IN ('J', 'B') AND position('\x0a'::bytea IN payload) > 0 THEN upper($2::"char"::text)::"char" ELSE $2 END,
+           payload = CASE WHEN format IN ('J', 'B') THEN substring(payload FROM 1 FOR position('\x0a'::bytea IN payload)) || $3 ELSE $3 END
      WHERE id = ANY (ARRAY (SELECT id FROM taken)) AND leaf = ANY (ARRAY (SELECT leaf FROM taken)) AND $3 IS NOT NULL
 ), ready AS (
     INSERT INTO fastq.ready (rid, lo, hi, lane, track, leaf, attempts, max_attempts, task_bytes, expires_at)

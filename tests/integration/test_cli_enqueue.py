@@ -91,6 +91,26 @@ def test_a_line_whose_token_is_held_and_must_not_be_is_a_bad_one(
     assert (strict.exit_code, len(_rows(db))) == (1, 3)
 
 
+def test_its_own_timeout_and_retry(run: Run, tmp_path: Path, db: psycopg.Connection) -> None:
+    assert run("t", "1", "--timeout", "30", "--retry", '{"constant": 5}').exit_code == 0
+    lines = [
+        {"type": "t", "payload": 2, "timeout": 0.5, "retry": {"exponential": {"exponent": 2}}},
+        {"type": "t", "payload": 3, "timeout": None, "retry": None},
+        {"type": "t", "payload": 4, "retry": {"linear": 5}},
+        {"type": "t", "payload": 5, "timeout": 0},
+    ]
+    result = run("--file", _file(tmp_path, lines), "--json")
+    assert result.exit_code == 1
+    assert [bad["line"] for bad in json.loads(result.stdout)["bad_lines"]] == [3, 4]
+    assert [row[4] for row in _rows(db)] == ["1", "2", "3"]
+    stored = db.execute("SELECT convert_from(payload, 'UTF8') FROM task ORDER BY id").fetchall()
+    assert [text for (text,) in stored] == [
+        '{"timeout":30,"retry":{"constant":5}}\n1',
+        '{"timeout":0.5,"retry":{"exponential":{"exponent":2,"jitter":0.1,"maximum":86400}}}\n2',
+        "3",
+    ]
+
+
 def test_a_time(run: Run, db: psycopg.Connection) -> None:
     assert run("t", "--run-at", "2100-01-01T00:00:00+02:00").exit_code == 0
     assert db.execute("SELECT run_at = '2099-12-31T22:00:00Z' FROM tasks").fetchone() == (True,)
@@ -107,6 +127,10 @@ def test_a_time(run: Run, db: psycopg.Connection) -> None:
         (["t", "--run-at", "2030-01-01T00:00:00"], "naive"),
         (["t", "--run-at", "soon"], "must be a time such as"),
         (["t", "--max-attempts", "0"], "max_attempts is 0"),
+        (["t", "--timeout", "0"], "timeout is 0"),
+        (["t", "--retry", "5s"], "--retry is not JSON"),
+        (["t", "--retry", '{"constant": -5}'], "retry's constant is -5"),
+        (["--file", "x", "--timeout", "5"], "names each task's type and options itself"),
         (["t", "--token", ""], "idempotency_token has 0"),
         (["t", "--strict"], "--strict belongs to --file"),
         (["t", "--file", "x"], "names each task's type and options itself"),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from fastq import ExponentialBackoff
 from fastq.cli._lines import BadLineError, parse, read_lines
 from fastq.settings import PAYLOAD_LIMIT
 from fastq.task import Task
@@ -21,6 +22,9 @@ def test_all_keys() -> None:
         "delay": 1.5,
         "run_at": "2030-01-01T00:00:00Z",
         "max_attempts": 7,
+        "timeout": 30,
+        "retry": {"exponential": {"exponent": 2, "maximum": 600}},
+        "expires_at": "2030-01-02T00:00:00Z",
         "idempotency_token": "order-17",
         "token_scope": "queue",
         "token_until": "ended",
@@ -34,6 +38,9 @@ def test_all_keys() -> None:
         delay=1.5,
         run_at=datetime(2030, 1, 1, tzinfo=UTC),
         max_attempts=7,
+        timeout=30,
+        retry=ExponentialBackoff(exponent=2, maximum=600),
+        expires_at=datetime(2030, 1, 2, tzinfo=UTC),
         idempotency_token="order-17",
         token_scope="queue",
         token_until="ended",
@@ -67,6 +74,7 @@ def test_only_the_type_is_needed() -> None:
         ),
         (b'{"type": "t", "idempotency_token": "x", "token_ttl": 0}', "token_ttl is 0"),
         (b'{"type": "t", "idempotency_token": "x", "token_options": null}', "unknown key 'token_options'"),
+        (b'{"type": "t", "_extras": null}', "unknown key '_extras'"),
         (b'{"type": "t", "delay": -1}', "delay is -1"),
         (b'{"type": "t", "delay": "soon"}', "delay is 'soon'"),
         (b'{"type": "t", "delay": NaN}', "NaN is no JSON number"),

@@ -16,7 +16,7 @@ from fastq.retry import ConstantBackoff
 
 
 def _task(attempt: int = 1, max_attempts: int = 3) -> Any:
-    return SimpleNamespace(id=17, type="t", handler=0, attempt=attempt, max_attempts=max_attempts)
+    return SimpleNamespace(id=17, type="t", handler=0, attempt=attempt, max_attempts=max_attempts, retry=None)
 
 
 def _raise(error: BaseException, cause: BaseException | None) -> None:

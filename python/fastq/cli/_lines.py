@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any, BinaryIO, Final, NamedTuple, Never
 
 from fastq import _engine
+from fastq._backoff import from_words
 from fastq._options import read_name
 from fastq.errors import FastqError
 from fastq.settings import PAYLOAD_LIMIT
-from fastq.task import Task, TokenKeywords
+from fastq.task import Task, TaskKeywords
 
-KEYS: Final = tuple(sorted({*Task.__slots__, *TokenKeywords.__annotations__} - {"token_options"}))
+KEYS: Final = tuple(sorted({*Task.__slots__, "expires_at", *TaskKeywords.__annotations__} - {"_extras"}))
 # A payload's source is longer than what is stored: at worst six characters (an escape) stand for one.
 _LINE_LIMIT: Final = 8 * PAYLOAD_LIMIT
 
@@ -85,6 +86,8 @@ def make_task(fields: dict[str, Any]) -> Task:
         for name in ("run_at", "expires_at"):
             if isinstance(time := fields.get(name), str):
                 fields[name] = _read_time(name, time)
+        if fields.get("retry") is not None:
+            fields["retry"] = from_words(fields["retry"])
         if fields.get("idempotency_token") is not None:
             read_name("idempotency_token", fields["idempotency_token"])
         task = Task(**fields)

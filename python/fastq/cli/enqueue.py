@@ -39,6 +39,12 @@ _BATCH_BYTES: Final = 32 * 1024 * 1024
 @click.option("--delay", type=float, metavar="SECONDS", help="Let it wait before it may start.")
 @click.option("--run-at", metavar="TIME", help="Not before this time: ISO 8601 with its offset from UTC.")
 @click.option("--max-attempts", type=int, metavar="N", help="Runs in all before it fails for good.  [3]")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End an attempt of it after this time.  [its type's]")
+@click.option(
+    "--retry",
+    metavar="JSON",
+    help='Wait so between attempts: {"constant": 5}, or {"exponential": {"exponent": 2}} (jitter, maximum).  [its type\'s]',
+)
 @click.option("--expires-at", metavar="TIME", help="Not started by this time (ISO 8601 with its offset), it expires.")
 @click.option("--token", metavar="TOKEN", help="Idempotency token: a second task with it is not enqueued.")
 @click.option("--token-scope", type=click.Choice(get_args(TokenScope)), help="Among which tasks it is unique.  [type]")
@@ -58,6 +64,8 @@ def enqueue(
     delay: float | None,
     run_at: str | None,
     max_attempts: int | None,
+    timeout: float | None,
+    retry: str | None,
     expires_at: str | None,
     token: str | None,
     token_scope: str | None,
@@ -71,8 +79,8 @@ def enqueue(
     """Enqueue one task of TYPE with PAYLOAD (JSON), or many from a file.
 
     In a file each line is a JSON object with the keys type, payload, queue, priority, delay, run_at,
-    max_attempts, expires_at, idempotency_token, token_scope, token_until, token_ttl and on_conflict; only type is needed. Tasks
-    are committed every 10,000. A bad line is reported and left out, and the exit status is 1 at the end; so is one whose token is
+    max_attempts, timeout, retry, expires_at, idempotency_token, token_scope, token_until, token_ttl and on_conflict; only type is
+    needed. Tasks are committed every 10,000. A bad line is reported and left out, and the exit status is 1 at the end; so is one whose token is
     held and whose on_conflict is "raise".
     """
     options = {
@@ -81,6 +89,8 @@ def enqueue(
         "delay": delay,
         "run_at": run_at,
         "max_attempts": max_attempts,
+        "timeout": timeout,
+        "retry": None if retry is None else _read_json("--retry", retry),
         "expires_at": expires_at,
         "idempotency_token": token,
         "token_scope": token_scope,
@@ -111,14 +121,18 @@ def enqueue(
 
 
 def _read_task(type_: str, payload: str | None, given: dict[str, Any]) -> Task:
-    try:
-        value = None if payload is None else json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"PAYLOAD is not JSON: {error}") from error
+    value = None if payload is None else _read_json("PAYLOAD", payload)
     try:
         return make_task({"type": type_, "payload": value, **given})
     except BadLineError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _read_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"{name} is not JSON: {error}") from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ pub mod error;
 pub mod logs;
 pub mod produce;
 pub mod rights;
+pub mod run_options;
 pub mod service;
 pub mod sql;
 pub mod wire;

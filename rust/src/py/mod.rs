@@ -8,6 +8,7 @@ mod json;
 mod mailbox;
 mod producer;
 mod result;
+mod run_options;
 mod task;
 mod task_in;
 mod testing;

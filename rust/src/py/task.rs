@@ -9,6 +9,7 @@ use pyo3::types::{PyBytes, PyString, PyTzInfo};
 use crate::engine::consume::Shared;
 use crate::engine::consume::task::Task;
 use crate::engine::logs::Level;
+use crate::py::run_options;
 
 /// A claimed task, as its handler sees it.
 #[pyclass(frozen, module = "fastq", name = "TaskInfo")]
@@ -127,6 +128,16 @@ impl TaskInfo {
     #[getter]
     fn max_attempts(&self) -> i16 {
         self.task.chunk.max_attempts
+    }
+
+    #[getter]
+    fn timeout(&self) -> Option<f64> {
+        self.task.options().timeout
+    }
+
+    #[getter]
+    fn retry<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.task.options().retry.map(|retry| run_options::policy(py, retry)).transpose()
     }
 
     #[getter]

@@ -15,7 +15,8 @@ use crate::engine::produce::task::{
     DELAY_LIMIT, Format, LaneKey, NewTask, OnConflict, PRIORITY_LIMIT, Scope, TokenRule, When, check_payload,
     check_text, refused,
 };
-use crate::py::json;
+use crate::engine::run_options::RunOptions;
+use crate::py::{json, run_options};
 
 /// Types and queues remembered in one call.
 const MOST_LANES: usize = 10_000;
@@ -51,6 +52,7 @@ struct Fields<'py> {
     expires_at: Option<i64>,
     token: Option<Bound<'py, PyString>>,
     rule: TokenRule,
+    options: Option<RunOptions>,
 }
 
 fn task_type(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
@@ -89,17 +91,12 @@ impl<'py> Fields<'py> {
         } else {
             Some(When::At(read_time("run_at", &run_at)?))
         };
-        let expires_at = task.getattr(intern!(py, "expires_at"))?;
-        let expires_at = if expires_at.is_none() { None } else { Some(read_time("expires_at", &expires_at)?) };
         let token = task.getattr(intern!(py, "idempotency_token"))?;
-        let (token, rule) = if token.is_none() {
-            (None, TokenRule::default())
-        } else {
-            let options = task.getattr(intern!(py, "token_options"))?;
-            let rule = if options.is_none() { TokenRule::default() } else { read_rule(&options)? };
-            (Some(text("idempotency_token", token)?), rule)
-        };
-        Ok(Self { kind, queue, priority, payload, max_attempts, when, expires_at, token, rule })
+        let token = if token.is_none() { None } else { Some(text("idempotency_token", token)?) };
+        let extras = task.getattr(intern!(py, "_extras"))?;
+        let Extras { expires_at, rule, options } =
+            if extras.is_none() { Extras::default() } else { Extras::read(&extras, token.is_some())? };
+        Ok(Self { kind, queue, priority, payload, max_attempts, when, expires_at, token, rule, options })
     }
 
     /// The token as it stands in the table.
@@ -111,6 +108,29 @@ impl<'py> Fields<'py> {
             return Ok(Some(Cow::Borrowed(token)));
         }
         Ok(Some(self.rule.scope.key(str_of("queue", &self.queue)?, token)))
+    }
+}
+
+/// What few tasks have.
+#[derive(Default)]
+struct Extras {
+    expires_at: Option<i64>,
+    rule: TokenRule,
+    options: Option<RunOptions>,
+}
+
+impl Extras {
+    /// A `fastq.task.Extras`, of which each part checked itself when it was made.
+    fn read(extras: &Bound<'_, PyAny>, has_token: bool) -> Result<Self> {
+        type Any<'py> = Bound<'py, PyAny>;
+        let (expires_at, token_options, timeout, retry) = extras
+            .extract::<(Any<'_>, Any<'_>, Any<'_>, Any<'_>)>()
+            .map_err(|_| refused(format!("_extras is {}, but must be what Task made of it", name_of(extras))))?;
+        Ok(Self {
+            expires_at: if expires_at.is_none() { None } else { Some(read_time("expires_at", &expires_at)?) },
+            rule: if has_token && !token_options.is_none() { read_rule(&token_options)? } else { TokenRule::default() },
+            options: run_options::read(&timeout, &retry).map_err(refused)?,
+        })
     }
 }
 
@@ -194,10 +214,29 @@ fn format_of(payload: &Bound<'_, PyAny>) -> Format {
     if is_json { Format::Json } else { Format::Bytes }
 }
 
-fn encode(payload: &Bound<'_, PyAny>, format: Format, out: &mut Vec<u8>, limit: usize) -> Result<()> {
+/// How a payload is stored, with the task's own run options or without.
+fn stored_as(payload: &Bound<'_, PyAny>, options: Option<RunOptions>) -> Format {
+    match (format_of(payload), options) {
+        (Format::Json, Some(_)) => Format::JsonWithOptions,
+        (Format::Bytes, Some(_)) => Format::BytesWithOptions,
+        (format, _) => format,
+    }
+}
+
+/// The limit is the payload's own.
+fn encode(
+    payload: &Bound<'_, PyAny>,
+    format: Format,
+    options: Option<RunOptions>,
+    out: &mut Vec<u8>,
+    limit: usize,
+) -> Result<()> {
+    if let Some(options) = options {
+        out.extend_from_slice(options.line().as_bytes());
+    }
     match format {
-        Format::Json => json::encode(payload, out, limit)?,
-        Format::Bytes => {
+        Format::Json | Format::JsonWithOptions => json::encode(payload, out, limit)?,
+        Format::Bytes | Format::BytesWithOptions => {
             if let Ok(bytes) = payload.cast::<PyBytes>() {
                 check_payload(bytes.as_bytes().len() > limit, limit)?;
                 out.extend_from_slice(bytes.as_bytes());
@@ -237,9 +276,11 @@ impl<'py> Reader<'py> {
         let limit = self.limit;
         let lane = self.lane(&fields)?;
         let at = batch.group(lane, fields.max_attempts, fields.when.is_some(), fields.expires_at.is_some());
-        let format = format_of(&fields.payload);
+        let (payload, options) = (&fields.payload, fields.options);
+        let format = stored_as(payload, options);
         let token = token.as_deref().map(|token| (token, fields.rule));
-        batch.push(at, fields.when, fields.expires_at, token, format, |out| encode(&fields.payload, format, out, limit))
+        batch
+            .push(at, fields.when, fields.expires_at, token, format, |out| encode(payload, format, options, out, limit))
     }
 
     fn lane(&mut self, fields: &Fields<'py>) -> Result<&Arc<LaneKey>> {
@@ -273,9 +314,9 @@ pub(crate) fn read(task: &Bound<'_, PyAny>, limit: usize) -> Result<NewTask> {
     let fields = Fields::read(task)?;
     let lane = LaneKey::new(str_of("queue", &fields.queue)?, str_of("type", &fields.kind)?, fields.priority)?;
     let token = fields.token()?.map(Cow::into_owned);
-    let format = format_of(&fields.payload);
+    let format = stored_as(&fields.payload, fields.options);
     let mut payload = Vec::with_capacity(128);
-    encode(&fields.payload, format, &mut payload, limit)?;
+    encode(&fields.payload, format, fields.options, &mut payload, limit)?;
     Ok(NewTask {
         lane,
         max_attempts: fields.max_attempts,

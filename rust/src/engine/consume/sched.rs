@@ -171,11 +171,14 @@ pub struct Sched {
     inbox: VecDeque<Message>,
     armed: bool,
     stopping: bool,
+    /// A type has a timeout, or a task that came here.
+    has_timeouts: bool,
 }
 
 impl Sched {
     /// An empty one.
     pub fn new(kinds: Vec<Kind>, concurrency: usize, prefetch: usize, prefetch_bytes: usize) -> Self {
+        let has_timeouts = kinds.iter().any(|kind| kind.timeout.is_some());
         let kinds = kinds
             .into_iter()
             .map(|kind| KindState { kind, queue: VecDeque::new(), running: 0, mean_us: None })
@@ -204,6 +207,7 @@ impl Sched {
             inbox: VecDeque::new(),
             armed: true,
             stopping: false,
+            has_timeouts,
         }
     }
 
@@ -331,6 +335,7 @@ impl Sched {
         if self.stopping {
             return false;
         }
+        self.has_timeouts |= chunk.has_timeouts();
         let state = &mut self.kinds[chunk.kind];
         let count = chunk.ids().len();
         let tasks = (0..u32::try_from(count).unwrap_or(0)).map(|at| Task { chunk: Arc::clone(chunk), at });

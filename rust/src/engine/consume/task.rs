@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::engine::consume::moment::Moment;
+use crate::engine::run_options::RunOptions;
 use crate::engine::wire::{Elements, i64_of};
 
 /// What one claim took of one chunk: tasks that are alike, with their content in one buffer.
@@ -35,6 +36,10 @@ pub struct Chunk {
     payloads: Vec<u8>,
     /// Until when each may start; empty: for ever.
     expiries: Vec<Option<Moment>>,
+    /// What each says of its own runs; behind its end: nothing.
+    options: Vec<Option<RunOptions>>,
+    /// Tasks that are not here, since what they say of their runs can't be read: why.
+    unreadable: Vec<(i64, String)>,
     /// Places of the tasks that its claim no longer holds, or whose time is up, and that were running here. Here and not with each run:
     /// it costs nothing where nobody cancels, and is there as long as anybody looks.
     lost: Mutex<Vec<u32>>,
@@ -52,7 +57,7 @@ impl Chunk {
         attempts: i16,
         max_attempts: i16,
     ) -> Self {
-        let (ids, created_ats, formats, ends, payloads, expiries, lost) = Default::default();
+        let (ids, created_ats, formats, ends, payloads, expiries, options, unreadable, lost) = Default::default();
         Self {
             epoch,
             no,
@@ -68,11 +73,13 @@ impl Chunk {
             ends,
             payloads,
             expiries,
+            options,
+            unreadable,
             lost,
         }
     }
 
-    /// Takes the content from the claim's arrays: one copy a chunk, none a task.
+    /// Takes the content from the claim's arrays: one copy a chunk, none a task. Where some have run options, each is looked at.
     pub fn fill(
         &mut self,
         ids: Elements<'_>,
@@ -80,9 +87,16 @@ impl Chunk {
         formats: Elements<'_>,
         payloads: Elements<'_>,
     ) {
+        let formats: Vec<u8> = formats.map(|f| f.first().copied().unwrap_or(b'b')).collect();
+        if formats.iter().any(|&format| has_options(format)) {
+            for (((id, created_at), format), payload) in ids.zip(created_ats).zip(formats).zip(payloads) {
+                self.push(i64_of(id), i64_of(created_at), format, payload);
+            }
+            return;
+        }
         self.ids.extend(ids.map(i64_of));
         self.created_ats.extend(created_ats.map(i64_of));
-        self.formats.extend(formats.map(|f| f.first().copied().unwrap_or(b'b')));
+        self.formats = formats;
         self.ends.reserve(payloads.len());
         for payload in payloads {
             self.payloads.extend_from_slice(payload);
@@ -96,13 +110,39 @@ impl Chunk {
         self.expiries = self.ids.iter().map(|id| lefts.get(id).map(|&us| now + left(us))).collect();
     }
 
-    /// Adds one task's content.
-    pub fn push(&mut self, id: i64, created_at: i64, format: u8, payload: &[u8]) {
+    /// Adds one task's content, or the task to what can't be read.
+    pub fn push(&mut self, id: i64, created_at: i64, format: u8, stored: &[u8]) {
+        let (mut format, mut payload) = (format, stored);
+        if has_options(format) {
+            match RunOptions::split(stored) {
+                Ok((options, rest)) => {
+                    (format, payload) = (format.to_ascii_lowercase(), rest);
+                    self.options.resize(self.ids.len(), None);
+                    self.options.push(Some(options));
+                }
+                Err(why) => return self.unreadable.push((id, why)),
+            }
+        }
         self.ids.push(id);
         self.created_ats.push(created_at);
         self.formats.push(format);
         self.payloads.extend_from_slice(payload);
         self.ends.push(u32::try_from(self.payloads.len()).unwrap_or(u32::MAX));
+    }
+
+    /// Whether it took this task, readable or not.
+    pub fn knows(&self, id: i64) -> bool {
+        self.ids.contains(&id) || self.unreadable.iter().any(|(unreadable, _)| *unreadable == id)
+    }
+
+    /// The tasks that it took and can't give to a handler, with the reasons.
+    pub fn unreadable(&self) -> &[(i64, String)] {
+        &self.unreadable
+    }
+
+    /// Whether any of its tasks has a timeout of its own.
+    pub fn has_timeouts(&self) -> bool {
+        self.options.iter().flatten().any(|options| options.timeout.is_some())
     }
 
     /// Lost once before: it starts before what others have waiting.
@@ -124,6 +164,11 @@ impl Chunk {
     pub fn bytes(&self) -> usize {
         self.payloads.len()
     }
+}
+
+/// Whether the format says that a line of run options comes before the payload.
+fn has_options(format: u8) -> bool {
+    matches!(format, b'J' | b'B')
 }
 
 /// One claimed task: a place in its chunk.
@@ -161,6 +206,11 @@ impl Task {
     /// Whether it has expired: it must not start any more.
     pub fn is_over(&self, now: Moment) -> bool {
         self.chunk.expiries.get(self.at as usize).is_some_and(|until| until.is_some_and(|until| until <= now))
+    }
+
+    /// What it says of its own runs.
+    pub fn options(&self) -> RunOptions {
+        self.chunk.options.get(self.at as usize).copied().flatten().unwrap_or_default()
     }
 
     /// Which claim holds it.
@@ -240,5 +290,42 @@ impl Outcome {
     /// Something came of a run: it is to be named if it can't be stored.
     pub fn is_result(&self) -> bool {
         !matches!(self, Self::Expired | Self::GivenBack | Self::Dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::run_options::Retry;
+
+    #[test]
+    fn run_options_belong_to_their_tasks_and_what_is_damaged_is_left_out() {
+        let mut chunk = Chunk::new(0, 1, 0, Arc::from("default"), 0, 0, 3);
+        chunk.push(1, 0, b'j', b"1\n");
+        chunk.push(2, 0, b'J', b"{\"timeout\":5");
+        chunk.push(3, 0, b'B', b"{\"retry\":{\"constant\":5}}\n\n3");
+        chunk.push(4, 0, b'b', b"{}\n4");
+        chunk.push(5, 0, b'J', b"{\"timeout\":5}\n5");
+        chunk.push(6, 0, b'j', b"6");
+        assert_eq!(chunk.unreadable().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2]);
+        assert!(chunk.knows(2) && chunk.knows(3) && !chunk.knows(7));
+        let chunk = Arc::new(chunk);
+        let found: Vec<_> = (0..5)
+            .map(|at| {
+                let task = Task { chunk: Arc::clone(&chunk), at };
+                (task.id(), task.is_json(), task.payload().to_vec(), task.options())
+            })
+            .collect();
+        let none = RunOptions::default();
+        let retry = RunOptions { retry: Some(Retry::Constant(5.0)), ..none };
+        let timeout = RunOptions { timeout: Some(5.0), ..none };
+        let expected = [
+            (1, true, b"1\n".to_vec(), none),
+            (3, false, b"\n3".to_vec(), retry),
+            (4, false, b"{}\n4".to_vec(), none),
+            (5, true, b"5".to_vec(), timeout),
+            (6, true, b"6".to_vec(), none),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -30,15 +30,15 @@ pub(super) async fn threads(shared: &Shared) {
 
 /// Ends attempts whose time is up.
 pub(super) async fn time(shared: &Shared) {
-    if !shared.sched.lock().has_timeouts() {
-        return;
-    }
     while shared.phase() < Phase::Abandoned {
         if shared.phase() == Phase::Stopping && shared.running() == 0 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
         let mut sched = shared.sched.lock();
+        if !sched.has_timeouts() {
+            continue;
+        }
         let expired = sched.expire(Moment::now(), &shared.outcomes);
         let (lost, expired): (Vec<Expired>, Vec<Expired>) = expired.into_iter().partition(|e| e.was_lost);
         for run in &lost {

@@ -44,6 +44,10 @@ pub enum Format {
     Json,
     /// Raw bytes.
     Bytes,
+    /// JSON, behind a line of the task's own run options.
+    JsonWithOptions,
+    /// Raw bytes, behind the same.
+    BytesWithOptions,
 }
 
 impl Format {
@@ -52,6 +56,8 @@ impl Format {
         match self {
             Self::Json => b'j'.cast_signed(),
             Self::Bytes => b'b'.cast_signed(),
+            Self::JsonWithOptions => b'J'.cast_signed(),
+            Self::BytesWithOptions => b'B'.cast_signed(),
         }
     }
 }
@@ -176,7 +182,7 @@ pub struct NewTask {
     pub max_attempts: i16,
     /// How the payload is stored: the code of a [`Format`].
     pub format: i8,
-    /// The payload, encoded.
+    /// The payload, encoded, behind the line of the task's own run options if it has some.
     pub payload: Vec<u8>,
     /// None: it may start at once.
     pub when: Option<When>,

@@ -31,8 +31,11 @@ impl Claimer<'_> {
         }
         self.leaf = leaf;
         let expected = usize::try_from(hi - lo + 1).unwrap_or(0);
-        if chunk.ids().len() < expected {
+        if chunk.ids().len() + chunk.unreadable().len() < expected {
             self.find_missing(&mut chunk, leaf, lo, hi).await?;
+        }
+        for (id, why) in chunk.unreadable() {
+            self.fail(&chunk, *id, format!("the task's own timeout and retry can't be read: {why}"));
         }
         if row.get(14) {
             self.find_lefts(&mut chunk, leaf, lo, hi).await?;
@@ -59,20 +62,24 @@ impl Claimer<'_> {
     /// last one's. A new statement sees them; what is still missing has no content any more and fails for good.
     async fn find_missing(&self, chunk: &mut Chunk, leaf: i16, lo: i64, hi: i64) -> Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
-        let missing: Vec<i64> = (lo..=hi).filter(|id| !chunk.ids().contains(id)).collect();
+        let missing: Vec<i64> = (lo..=hi).filter(|&id| !chunk.knows(id)).collect();
         for row in link.query("read_tasks", &[&leaf, &missing]).await? {
             let (created, payload): (Timestamp, &[u8]) = (row.get(1), row.get(3));
             chunk.push(row.get(0), created.0, row.get::<_, i8>(2).cast_unsigned(), payload);
         }
-        for id in missing.into_iter().filter(|id| !chunk.ids().contains(id)) {
-            self.shared.log(Level::Error, "claimer", format!("task {id} has no content any more; it is failed"));
-            let failure =
-                Failure { delay: None, error: "the task's content is missing".into(), traceback: String::new() };
-            *self.books.borrow_mut().held.entry((chunk.epoch, chunk.no)).or_default() += 1;
-            let holder = Holder { epoch: chunk.epoch, no: chunk.no, id };
-            self.shared.outcomes.push(Ended { holder, took_us: 0, outcome: Outcome::Failed(Box::new(failure)) });
+        for id in missing.into_iter().filter(|&id| !chunk.knows(id)) {
+            self.fail(chunk, id, "the task's content is missing".to_owned());
         }
         Ok(())
+    }
+
+    /// Fails a task for good that no handler can be given.
+    fn fail(&self, chunk: &Chunk, id: i64, error: String) {
+        self.shared.log(Level::Error, "claimer", format!("task {id} is failed: {error}"));
+        let failure = Failure { delay: None, error, traceback: String::new() };
+        *self.books.borrow_mut().held.entry((chunk.epoch, chunk.no)).or_default() += 1;
+        let holder = Holder { epoch: chunk.epoch, no: chunk.no, id };
+        self.shared.outcomes.push(Ended { holder, took_us: 0, outcome: Outcome::Failed(Box::new(failure)) });
     }
 }
 

@@ -1,5 +1,7 @@
 //! What ends from outside: attempts whose time is up, and all that has not started when the consumer stops or was declared dead.
 
+use std::time::Duration;
+
 use crate::engine::consume::moment::Moment;
 use crate::engine::consume::outcomes::Outcomes;
 use crate::engine::consume::sched::{Expired, Message, Sched};
@@ -11,7 +13,7 @@ impl Sched {
     pub fn expire(&mut self, now: Moment, outcomes: &Outcomes) -> Vec<Expired> {
         let mut expired = Vec::new();
         for slot in self.slots.clone() {
-            let limit = |kind: usize| self.kinds[kind].kind.timeout;
+            let limit = |task: &Task| self.timeout(task);
             let Some((late, left)) = slot.expire(now, limit, outcomes) else { continue };
             self.slots.retain(|s| !std::sync::Arc::ptr_eq(s, &slot));
             self.stuck += 1;
@@ -20,7 +22,7 @@ impl Sched {
             expired.push(late);
         }
         let is_late = |run: &super::AsyncRun| {
-            let timeout = self.kinds[run.task.chunk.kind].kind.timeout?;
+            let timeout = self.timeout(&run.task)?;
             run.started.filter(|started| now.since(*started) >= timeout)
         };
         let late: Vec<u64> = self.runs.iter().filter(|(_, run)| is_late(run).is_some()).map(|(run, _)| *run).collect();
@@ -30,7 +32,7 @@ impl Sched {
             self.ended(kind);
             self.inbox.push_back(Message::Cancel(number, run.task.clone()));
             let was_lost = !run.task.lose();
-            if let (Some(started), Some(timeout)) = (run.started, self.kinds[kind].kind.timeout) {
+            if let (Some(started), Some(timeout)) = (run.started, self.timeout(&run.task)) {
                 expired.push(Expired { task: run.task, started, timeout, was_lost });
             }
         }
@@ -40,9 +42,14 @@ impl Sched {
         expired
     }
 
-    /// Whether any type has a timeout.
+    /// How long an attempt of this task may take: as it says itself, else as its type does.
+    fn timeout(&self, task: &Task) -> Option<Duration> {
+        task.options().timeout().or(self.kinds[task.chunk.kind].kind.timeout)
+    }
+
+    /// Whether any type has a timeout, or any task that ever came here.
     pub fn has_timeouts(&self) -> bool {
-        self.kinds.iter().any(|k| k.kind.timeout.is_some())
+        self.has_timeouts
     }
 
     /// The tasks whose handlers run, for the heartbeat: those that are about to be called, too, but none that only waits for its turn.

@@ -134,16 +134,16 @@ impl Slot {
         self.inner.lock().current.as_ref().map(|c| c.task.holder())
     }
 
-    /// Writes the thread off if its task has run for longer than `limit` (by type) allows, and hands over what ended before: the attempt
+    /// Writes the thread off if its task has run for longer than its `limit` allows, and hands over what ended before: the attempt
     /// that ran out of time, and what had not started.
     pub(super) fn expire(
         &self,
         now: Moment,
-        limit: impl FnOnce(usize) -> Option<Duration>,
+        limit: impl FnOnce(&Task) -> Option<Duration>,
         outcomes: &Outcomes,
     ) -> Option<(Expired, Vec<Task>)> {
         let mut slot = self.inner.lock();
-        let timeout = limit(slot.current.as_ref()?.task.chunk.kind)?;
+        let timeout = limit(&slot.current.as_ref()?.task)?;
         let current = slot.current.take_if(|c| now.since(c.started) >= timeout)?;
         slot.written_off = true;
         outcomes.append(&mut slot.ended);

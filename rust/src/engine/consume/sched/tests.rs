@@ -265,6 +265,59 @@ fn an_attempt_that_ran_out_of_time_frees_its_place_and_its_result_does_not_count
 }
 
 #[test]
+fn a_task_has_its_own_time_before_its_types() {
+    let ms = Duration::from_millis;
+    let mut sched = sched(vec![kind("a", false, 3, Some(ms(10))), kind("b", true, 3, None)], 6);
+    assert!(sched.has_timeouts());
+    for (kind, first) in [(0, 0), (1, 10)] {
+        let mut chunk = Chunk::new(0, 1, kind, Arc::from("default"), 0, 0, 3);
+        for (id, stored) in [(first, "{\"timeout\":0.005}\n{}"), (first + 1, "{\"timeout\":0.02}\n{}")] {
+            chunk.push(id, 0, b'J', stored.as_bytes());
+        }
+        chunk.push(first + 2, 0, b'j', b"{}");
+        assert!(sched.push(&Arc::new(chunk)));
+    }
+    let begun = Moment::now();
+    for _ in 0..3 {
+        let slot = sched.join_thread();
+        assert_eq!(sched.take(&slot, None, true), Take::Batch(0));
+        begin(&slot, begun);
+    }
+    for run in starts(&sched.receive(10, true)) {
+        begin_run(&mut sched, run, begun);
+    }
+    let mut late = |after| {
+        let expired = sched.expire(begun + ms(after), &Outcomes::default());
+        let mut ids: Vec<_> = expired.iter().map(|e| (e.task.id(), e.timeout)).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(late(4), []);
+    assert_eq!(late(6), [(0, ms(5)), (10, ms(5))]);
+    assert_eq!(late(11), [(2, ms(10))]);
+    assert_eq!(late(1_000), [(1, ms(20)), (11, ms(20))]);
+}
+
+#[test]
+fn what_has_a_time_of_its_own_is_looked_after() {
+    let mut sched = sched(vec![kind("a", false, 3, None)], 3);
+    for (format, stored, has_timeouts) in [
+        (b'j', "{}", false),
+        (b'J', "{\"retry\":{\"constant\":5}}\n{}", false),
+        (b'B', "{\"timeout\":5}\n{}", true),
+        (b'j', "{}", true),
+    ] {
+        let mut chunk = Chunk::new(0, 1, 0, Arc::from("default"), 0, 0, 3);
+        chunk.push(1, 0, format, stored.as_bytes());
+        let chunk = Arc::new(chunk);
+        assert!(sched.push(&chunk));
+        assert_eq!(sched.has_timeouts(), has_timeouts);
+        let task = Task { chunk, at: 0 };
+        assert_eq!((task.payload(), task.is_json()), (&b"{}"[..], format != b'B'), "without its line");
+    }
+}
+
+#[test]
 fn at_a_stop_all_that_has_not_started_is_handed_out_once() {
     let mut sched = sched(vec![kind("a", false, 8, None), kind("b", true, 1, None)], 8);
     teach(&mut sched, 0, 10);
