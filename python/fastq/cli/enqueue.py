@@ -78,10 +78,10 @@ def enqueue(
 ) -> None:
     """Enqueue one task of TYPE with PAYLOAD (JSON), or many from a file.
 
-    In a file each line is a JSON object with the keys type, payload, queue, priority, delay, run_at,
-    max_attempts, timeout, retry, expires_at, idempotency_token, token_scope, token_until, token_ttl and on_conflict; only type is
-    needed. Tasks are committed every 10,000. A bad line is reported and left out, and the exit status is 1 at the end; so is one whose token is
-    held and whose on_conflict is "raise".
+    In a file each line is a JSON object with the keys type, payload, queue, priority, delay, run_at, max_attempts, timeout, retry,
+    expires_at, idempotency_token, token_scope, token_until, token_ttl and on_conflict; only type is needed. Tasks are committed every
+    10,000. A bad line is reported and left out, and the exit status is 1 at the end; so is one whose token is held and whose
+    on_conflict is "raise".
     """
     options = {
         "queue": queue,

@@ -141,6 +141,7 @@ pub struct Expired {
 
 /// See the module.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a state of its own, and none excludes another")]
 pub struct Sched {
     kinds: Vec<KindState>,
     concurrency: usize,
