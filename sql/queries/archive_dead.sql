@@ -20,7 +20,10 @@ WITH rules AS MATERIALIZED (
     DELETE FROM fastq.dead WHERE id = ANY (ARRAY (SELECT id FROM weighed WHERE before < 8388608)) RETURNING *
 ), archived AS (
     INSERT INTO fastq.archive (id, type, queue, priority, state, attempts, max_attempts, created_at, ended_at, format, payload, error)
-    SELECT g.id, r.type, r.queue, r.priority, g.state, g.attempts, g.max_attempts, g.created_at, g.ended_at, g.format, g.payload,
+    SELECT g.id, r.type, r.queue, r.priority, g.state, g.attempts, g.max_attempts, g.created_at, g.ended_at,
+           -- What a task said of its own runs (formats J and B) ends with it.
+           CASE g.format WHEN 'J' THEN 'j' WHEN 'B' THEN 'b' ELSE g.format END,
+           CASE WHEN g.format IN ('J', 'B') THEN substring(g.payload FROM position('\x0a'::bytea IN g.payload) + 1) ELSE g.payload END,
            (SELECT a.error FROM fastq.attempt_error a WHERE a.id = g.id ORDER BY a.failed_at DESC LIMIT 1)
       FROM gone g JOIN rules r ON r.lane = g.lane AND r.state = g.state WHERE r.is_archived
 )

@@ -38,7 +38,10 @@ WITH rules AS MATERIALIZED (
     DELETE FROM fastq.task WHERE $9::boolean AND leaf = $3 AND id = ANY (ARRAY (SELECT id FROM ended))
 ), archived AS (
     INSERT INTO fastq.archive (id, type, queue, priority, state, attempts, max_attempts, created_at, ended_at, format, payload, error)
-    SELECT e.id, r.type, r.queue, r.priority, 'completed', e.attempts, e.max_attempts, e.created_at, e.done_at, e.format, e.payload,
+    SELECT e.id, r.type, r.queue, r.priority, 'completed', e.attempts, e.max_attempts, e.created_at, e.done_at,
+           -- What a task said of its own runs (formats J and B) ends with it.
+           CASE e.format WHEN 'J' THEN 'j' WHEN 'B' THEN 'b' ELSE e.format END,
+           CASE WHEN e.format IN ('J', 'B') THEN substring(e.payload FROM position('\x0a'::bytea IN e.payload) + 1) ELSE e.payload END,
            (SELECT a.error FROM fastq.attempt_error a WHERE a.id = e.id ORDER BY a.failed_at DESC LIMIT 1)
       FROM ended e JOIN rules r ON r.lane = e.lane WHERE r.is_archived
 ), cut AS MATERIALIZED (

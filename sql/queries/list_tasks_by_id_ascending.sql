@@ -76,7 +76,8 @@ WITH ready AS MATERIALIZED (
 ), found AS MATERIALIZED (
     SELECT * FROM looked
      WHERE ($9::timestamptz IS NULL OR created_at >= $9) AND ($10::timestamptz IS NULL OR created_at < $10)
-       AND ($11 IS NULL OR (coalesce(before, 0) < 33554432 AND position($11 IN payload) > 0))
+       -- The payload alone, without the line of run options (formats J and B).
+       AND ($11 IS NULL OR (coalesce(before, 0) < 33554432 AND position($11 IN CASE WHEN format IN ('J', 'B') THEN substring(payload FROM position('\x0a'::bytea IN payload) + 1) ELSE payload END) > 0))
      ORDER BY id LIMIT $1
 )
 SELECT f.id, l.type, l.queue, l.priority, f.format::text AS format, f.payload, f.state, f.kind, f.attempts, f.max_attempts, f.created_at,

@@ -61,6 +61,8 @@ _TASK = {
     "on_conflict": "existing",
     "priority": 3,
     "expires_at": _LATER,
+    "timeout": 60,
+    "retry": ConstantBackoff(1),
 }
 #: What can be made without a database: the call, a right base, and the parameters that are tried.
 _MADE: dict[str, tuple[Callable[..., object], dict[str, Any], list[str]]] = {
@@ -100,7 +102,10 @@ _MADE: dict[str, tuple[Callable[..., object], dict[str, Any], list[str]]] = {
     "with_options": (
         lambda **given: _app().task("u")(_handler).with_options(**given),
         {},
-        ["queue", "priority", "delay", "run_at", "max_attempts", "expires_at", "idempotency_token", "token_ttl"],
+        [
+            *("queue", "priority", "delay", "run_at", "max_attempts", "expires_at", "idempotency_token", "token_ttl"),
+            *("timeout", "retry"),
+        ],
     ),
 }
 
@@ -163,7 +168,8 @@ def client(dsn: str, migrated: str) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize(
-    "name", ["type", "queue", "payload", "max_attempts", "priority", "delay", "run_at", "expires_at"]
+    "name",
+    ["type", "queue", "payload", "max_attempts", "priority", "delay", "run_at", "expires_at", "timeout", "retry"],
 )
 def test_what_was_put_into_a_task_since(producer: Producer, db: psycopg.Connection, name: str) -> None:
     """Its attributes are the user's: the engine looks at them again."""

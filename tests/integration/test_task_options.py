@@ -119,6 +119,22 @@ def test_their_line_has_no_share_in_the_payloads_limit(producer: Producer, clien
                 producer.enqueue(Task("t", over, timeout=5))
 
 
+def test_a_search_looks_at_the_payload_alone(producer: Producer, client: Client) -> None:
+    tasks = [Task("t", {"n": n}, delay=60 if n % 3 == 0 else None, **OPTIONS[n % 4]) for n in range(12)]
+    tasks.append(Task("t", b'"timeout":raw', **OPTIONS[3]))
+    ids = [answer.id for answer in producer.enqueue_many(tasks)]
+    for descending in (False, True):
+
+        def found(text: str | bytes, *, descending: bool = descending) -> list[int]:
+            page = client.list_tasks(payload_contains=text, order_by="id", descending=descending)
+            return sorted(task.id for task in page)
+
+        assert found('{"n":7}') == ids[7:8]
+        assert found('"n"') == sorted(ids[:12])
+        assert found('"timeout":') == found(b"raw") == ids[12:]
+        assert found("constant") == found(b"}\n") == []
+
+
 # --- edits -----------------------------------------------------------------------------------------
 
 

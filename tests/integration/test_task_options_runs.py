@@ -195,6 +195,21 @@ def test_a_damaged_line_fails_its_task_alone(lab: Lab) -> None:
     lab.wait_for(completed=16, failed=5)
 
 
+def test_the_archive_has_the_payload_alone(lab: Lab) -> None:
+    def handle(task: TaskInfo) -> None:
+        if task.payload == "fail":
+            raise ValueError
+
+    lab.consumer(handle, completed_retention=0.5, failed_retention=0.5, archive=True)
+    options: dict[str, Any] = {"timeout": 60, "retry": ConstantBackoff(0), "max_attempts": 1}
+    payloads: list[object] = ["fail", {"n": 1}, b"\nraw"]
+    tasks = [Task("t", payload, **words) for payload in payloads for words in ({}, options)]
+    lab.producer.enqueue_many(tasks)
+    wait_until(lambda: lab.value("SELECT count(*) FROM archive") == 6, timeout=30)
+    rows = lab.all("SELECT format::text, payload FROM archive ORDER BY id")
+    assert rows == [row for row in [("j", b'"fail"'), ("j", b'{"n":1}'), ("b", b"\nraw")] for _ in range(2)]
+
+
 def test_of_an_apps_function(dsn: str, migrated: str, db: psycopg.Connection) -> None:
     app = App(dsn, schema=migrated)
     begun: list[int] = []
