@@ -144,9 +144,7 @@ impl Completer<'_> {
         if is_settled {
             books.settle(holder.epoch, part.no, 1);
         }
-        if part.fresh != 0 {
-            books.settle(holder.epoch, part.fresh, 1);
-        }
+        books.settle(holder.epoch, part.fresh, 1);
     }
 
     /// Gives these tasks claims of their own.
@@ -223,7 +221,10 @@ impl Completer<'_> {
     /// There is no claim of its own: what becomes of the run goes by the claim that brought the task.
     fn unpart(&self, holder: Holder, part: &Part) {
         self.shared.tx.remove(&holder);
-        self.books.borrow_mut().settle(holder.epoch, part.no, 1);
+        let mut books = self.books.borrow_mut();
+        for no in [part.no, part.fresh] {
+            books.settle(holder.epoch, no, 1);
+        }
     }
 
     /// Answers who wants to complete a task once more.
