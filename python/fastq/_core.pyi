@@ -264,7 +264,7 @@ class TxCompletion:
         """Have the task held by a claim of its own; waits for the consumer's own connection. For any thread.
 
         held: it is. lost: the run has lost it. open, done: an earlier transaction is to complete it, or has. ended: its handler has.
-        forked, stopped: its consumer can't be asked. Raises ConnectionLost, DatabaseError.
+        forked, stopped: its consumer can't be asked. made: it is one of `make_task`. Raises ConnectionLost, DatabaseError.
         """
     @property
     def home(self) -> tuple[int, int] | None:

@@ -165,3 +165,13 @@ def test_what_no_task_can_be_is_refused(given: dict[str, Any], error: type[Excep
 def test_only_tasks_of_tests_are_cancelled_so() -> None:
     with pytest.raises(TypeError):
         cancel("task")  # type: ignore[arg-type]
+
+
+def test_a_made_task_can_not_be_completed_in_a_transaction() -> None:
+    with task_context() as task, pytest.raises(fastq.CompletionError, match="was made for a test"):
+        task.complete_tx(object())
+
+
+async def test_nor_can_it_on_a_loop() -> None:
+    with task_context() as task, pytest.raises(fastq.CompletionError, match="was made for a test"):
+        await task.acomplete_tx(object())

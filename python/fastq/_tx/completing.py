@@ -132,6 +132,10 @@ class _Call:
             raise CompletionError(
                 f"{name} can't be completed any more: its handler has ended; roll the transaction back"
             )
+        if word == "made":
+            raise CompletionError(
+                f"{name} was made for a test (fastq.testing): there is no consumer that could complete it"
+            )
         if word == "forked":
             raise CompletionError(f"{name} is run by the parent of this forked process: only there can it be completed")
         raise ConsumerError(f"{name} can't be completed: its consumer has stopped; roll the transaction back")

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use crate::engine::consume::micros;
 use crate::engine::consume::moment::Moment;
 use crate::engine::consume::tx::Answer;
+use crate::engine::consume::{Phase, micros};
 use crate::engine::error::Error;
 use crate::py::error::OrRaise;
 use crate::py::task::TaskInfo;
@@ -40,13 +40,16 @@ impl TxCompletion {
     #[getter]
     fn keeps_result(&self) -> bool {
         let info = self.info.get();
-        info.shared.settings.kinds[info.task.chunk.kind].result_ttl.is_some()
+        info.shared.settings.kinds.get(info.task.chunk.kind).is_some_and(|kind| kind.result_ttl.is_some())
     }
 
     fn part(&self, py: Python<'_>) -> PyResult<&'static str> {
         let info = self.info.get();
         if info.shared.pid != std::process::id() {
             return Ok("forked");
+        }
+        if info.shared.phase() == Phase::New {
+            return Ok("made");
         }
         if info.shared.started(&info.task.holder()).is_none() {
             return Ok("ended");
