@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -255,6 +256,8 @@ def test_a_worker_that_stood_still_past_its_death_rolls_back(lab: Lab, moved: bo
         process.kill()
         process.wait()
         process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
     assert effects(lab) == 0
     assert set(lab.completions()) == {id_}
 
