@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final, TypedDict
 
 from fastq.errors import SettingsError
-from fastq.retention import ENDED, Ended, Retention, read_archive
+from fastq.retention import ENDED, Archived, Retention, read_archive
 from fastq.settings import ClientSettings, ConsumerSettings, ProducerSettings
 from fastq.task import to_seconds
 
@@ -51,7 +51,7 @@ class ConsumerOptions(TypedDict, total=False):
     """How long a cancelled task is kept (24 h)."""
     expired_retention: float | timedelta
     """How long a task is kept that was not begun in time (24 h)."""
-    archive: bool | Collection[Ended]
+    archive: Archived
     """Whether a task goes into the table ``archive`` when its time is over (False), or for which of ``"completed"``, ``"failed"``,
     ``"cancelled"`` and ``"expired"`` it is so. As with the times, what the consumer has that leads counts."""
     queue_retention: Mapping[str, Retention]

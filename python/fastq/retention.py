@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias, get_args
@@ -12,6 +13,9 @@ from fastq.task import to_seconds
 
 Ended: TypeAlias = Literal["completed", "failed", "cancelled", "expired"]
 """How a task may have ended."""
+
+Archived: TypeAlias = bool | Sequence[Ended] | AbstractSet[Ended]
+"""Whether what is over is archived: all of it, or what ended so."""
 
 #: All of them, in the order in which the engine is told.
 ENDED: Final[tuple[Ended, ...]] = get_args(Ended)
@@ -52,7 +56,7 @@ class Retention:
     failed: float | timedelta | None = None
     cancelled: float | timedelta | None = None
     expired: float | timedelta | None = None
-    archive: bool | Collection[Ended] | None = None
+    archive: Archived | None = None
 
     def __post_init__(self) -> None:
         for name in ENDED:
@@ -68,4 +72,4 @@ class Retention:
                 object.__setattr__(self, "archive", frozenset(self.archive))
 
 
-__all__ = ["ENDED", "Ended", "Retention", "read_archive"]
+__all__ = ["ENDED", "Archived", "Ended", "Retention", "read_archive"]

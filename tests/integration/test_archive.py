@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from fastq import Client, Consumer, Retention, SettingsError, Task, TaskInfo, TaskNotFound
 from tests.support.consuming import states
@@ -41,7 +42,7 @@ def test_all_that_retention_removes_is_in_the_archive_once(lab: Lab) -> None:
     ids = lab.enqueue(*({"n": n} for n in range(1500)), max_attempts=2)
     ids += lab.enqueue("fail", "fail", max_attempts=2)
     ids += [lab.producer.enqueue(Task("t", b"\x00raw", queue="audit", priority=3)).id]
-    held = lab.enqueue_others("waits")
+    lab.enqueue_others("waits")
     # One leaf after the other, while work comes in.
     for _ in range(3):
         ids += lab.enqueue(count=300)
@@ -58,7 +59,6 @@ def test_all_that_retention_removes_is_in_the_archive_once(lab: Lab) -> None:
         client.get_task(ids[0])
     consumer.stop()
     assert archived(lab) == sorted(ids)
-    assert held
 
 
 def test_a_leaf_that_could_not_be_emptied_is_not_copied_twice(lab: Lab) -> None:
@@ -79,6 +79,28 @@ def test_a_leaf_that_could_not_be_emptied_is_not_copied_twice(lab: Lab) -> None:
     more = lab.enqueue(count=100)
     wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=30)
     assert archived(lab) == sorted([*ids, *more])
+
+
+def test_what_completes_behind_the_copy_is_archived_too(lab: Lab) -> None:
+    """Forced: a completion that lies before the one that is being copied comes with that copy. The leaf must not go now."""
+    worker = lab.consumer(Runs(), upkeep=False)
+    [late] = lab.enqueue(None)
+    lab.wait_for(completed=1)
+    lab.db.execute("CREATE TABLE aside AS SELECT * FROM done")
+    lab.db.execute("DELETE FROM done")
+    [first] = lab.enqueue(None)
+    lab.wait_for(completed=1)
+    assert late < first
+    lab.db.execute(
+        "CREATE FUNCTION come() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+        "WITH a AS (DELETE FROM aside RETURNING *) INSERT INTO done SELECT * FROM a; RETURN NULL; END$$"
+    )
+    lab.db.execute(sql.SQL("ALTER FUNCTION come() SET search_path = {}").format(sql.Identifier(lab.schema)))
+    lab.db.execute("CREATE TRIGGER come AFTER DELETE ON done_00 FOR EACH ROW EXECUTE FUNCTION come()")
+    worker.stop()
+    lab.consumer(completed_retention=0.5, archive=True)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=30)
+    assert archived(lab) == [late, first]
 
 
 def test_what_cannot_be_archived_stays(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:

@@ -122,7 +122,7 @@ def test_retention(dsn: str, database: Database, archive: bool) -> None:
     assert found["tasks_per_s"] == pytest.approx(found["tasks"] / found["seconds"], rel=1e-4)
     assert found["leaves_emptied"] >= 1
     assert found["payloads_lost"] == 0
-    for what in ("start", "enqueue"):
+    for what in ("start", "answer"):
         assert 0 < found[f"{what}_p50_ms"] <= found[f"{what}_p99_ms"] <= found[f"{what}_most_ms"]
         assert 0 < found[f"{what}_emptying_probes"] < found[f"{what}_probes"]
         assert found[f"{what}_emptying_most_ms"] <= found[f"{what}_most_ms"]

@@ -59,9 +59,9 @@ def test_in_async_code_what_is_awaited_or_started_sees_it() -> None:
     async def handle() -> list[int]:
         return [get_id(), await asyncio.create_task(asyncio.to_thread(get_id))]
 
-    async def main() -> list[int]:
+    async def main() -> list[list[int]]:
         with task_context(id=9):
-            return await asyncio.gather(handle(), handle())  # type: ignore[return-value]
+            return list(await asyncio.gather(handle(), handle()))
 
     assert asyncio.run(main()) == [[9, 9], [9, 9]]
 
@@ -78,7 +78,7 @@ def test_tasks_of_two_coroutines_are_their_own() -> None:
     assert asyncio.run(main()) == [1, 2, 3, 4]
 
 
-@pytest.mark.skipif(getattr(sys.flags, "thread_inherit_context", 0), reason="threads inherit their context here")
+@pytest.mark.skipif(getattr(sys.flags, "thread_inherit_context", False), reason="threads inherit their context here")
 def test_a_thread_of_ones_own_does_not_see_it() -> None:
     seen: list[Exception] = []
 

@@ -68,7 +68,7 @@ class RetentionWatch:
             with self._session.look() as db:
                 while True:
                     now = time.perf_counter()
-                    states = dict(db.query("bench_leaves"))
+                    states: dict[int, str] = dict(db.query("bench_leaves"))
                     seen = time.perf_counter()
                     if any(states[no] != "closed" for no in closed):
                         self._began.append(last - _MARGIN)

@@ -84,7 +84,7 @@ class Retention:
                 "tasks_per_s": tasks / seconds,
                 "leaves_emptied": watch.emptied,
                 **_times("start", [(p.called, p.started) for p in probes], watch),
-                **_times("enqueue", [(p.called, p.answered) for p in probes], watch),
+                **_times("answer", [(p.called, p.answered) for p in probes], watch),
                 "last_over_middle": _levelling(watch.sizes, self.keep),
                 "kept_mb_most": max(map(_kept, watch.sizes)),
                 "payloads_lost": 0,

@@ -14,6 +14,7 @@ _SINGLES: Final = "tests/integration/test_storage_singles.py::"
 _RESCUE: Final = "tests/integration/test_storage_rescue.py::"
 _LEADER: Final = "tests/integration/test_storage_leader.py::"
 _LEAVES: Final = "tests/integration/test_storage_leaves.py::"
+_ARCHIVE: Final = "tests/integration/test_storage_archive.py::"
 _RULES: Final = "tests/integration/test_rules.py::"
 _RACES: Final = "tests/integration/test_rules_races.py::"
 _INTERLEAVED: Final = "tests/integration/test_rules_fences.py::"
@@ -468,6 +469,47 @@ GUARDS: Final = (
         "        shared.tx.add_held(epoch, &mut held);\n",
         "",
         _OTHERS_TX + "test_nobody_takes_a_long_run_for_cancelled",
+    # --- the archive ---
+    *(
+        _sql(
+            f"{statement}: the leader's term",
+            statement,
+            _LEADS,
+            _LEADS_NOT,
+            _ARCHIVE + "test_a_leader_of_yesterday_archives_nothing",
+        )
+        for statement in ("archive_done", "archive_dead")
+    ),
+    _sql(
+        "archive: a leaf is kept while a completion is left in it",
+        "check_leaf_archived",
+        "SELECT NOT EXISTS (",
+        "SELECT true OR NOT EXISTS (",
+        _ARCHIVE + "test_a_leaf_whose_archive_was_given_up_stays",
+        _ARCHIVE + "test_what_completes_after_the_copy_keeps_the_leaf",
+    ),
+    _rust(
+        "archive: asked under the leaf's lock",
+        "engine/consume/retain",
+        "if let Some((queues, _, archived)) = self.kept.archived() {",
+        "if let Some((queues, _, archived)) = self.kept.archived().filter(|_| false) {",
+        "tests/integration/test_archive.py::test_what_completes_behind_the_copy_is_archived_too",
+    ),
+    *(
+        _sql(
+            f"{statement}: waits for nobody's transaction",
+            statement,
+            " FOR UPDATE SKIP LOCKED",
+            "",
+            test,
+        )
+        for statement, test in (
+            ("archive_done", _ARCHIVE + "test_what_a_client_holds_is_passed_by"),
+            (
+                "purge_done",
+                "tests/integration/test_storage_retention.py::test_completed_tasks_that_a_client_holds_are_passed_by",
+            ),
+        )
     ),
     # --- results and enqueues in doubt ---
     _rust(
