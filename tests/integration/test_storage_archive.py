@@ -48,8 +48,8 @@ def empty(leader: Leader, leaf: int = 0, rules: Any = ALL) -> bool:
             and session.one("check_leaf_archived", leaf, rules[0], rules[2])[0]
         )
         if may_go:
-            session.run("truncate_leaf", leaf=leaf)
             session.run("free_leaf", leaf)
+            session.run("truncate_leaf", leaf=leaf)
     except BaseException:
         session.rollback()
         raise

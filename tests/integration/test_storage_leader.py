@@ -216,6 +216,7 @@ def test_a_tick_tells_what_there_is_to_do(store: Session) -> None:
 ASKS_NOTHING = {
     "list_leaves_to_empty",
     "list_used_leaves",
+    "flush_log",
     "lock_leaf",
     "check_leaf_archived",
     "truncate_leaf",

@@ -272,8 +272,8 @@ def test_a_writer_that_comes_while_a_leaf_is_emptied_writes_into_it_afterwards(
     assert leader.one("check_leaf_empty", 0, 0.0) == (True,)
     with in_background(late, lambda: enqueue(late, 3, leaf=0, first=first)) as writer:
         wait_blocked(observer, late)
-        store.run("truncate_leaf", leaf=0)
         store.run("free_leaf", 0)
+        store.run("truncate_leaf", leaf=0)
         store.commit()
         ids = writer.result(30)
     # The leaf counts as empty and holds tasks: nothing is lost, also when its turn comes again.
@@ -389,8 +389,8 @@ def test_two_leaders_that_empty_one_leaf_do_not_deadlock(
     with pytest.raises(psycopg.errors.LockNotAvailable):
         twin.empty_leaf(0)
     assert leader.one("check_leaf_empty", 0, 0.0) == (True,)
-    store.run("truncate_leaf", leaf=0)
     store.run("free_leaf", 0)
+    store.run("truncate_leaf", leaf=0)
     store.commit()
     assert not twin.empty_leaf(0)
 

@@ -233,8 +233,8 @@ class Leader:
             session.run("lock_leaf", leaf=leaf)
             [[may_go]] = self.run("check_leaf_empty", leaf, retention)
             if may_go:
-                session.run("truncate_leaf", leaf=leaf)
                 session.run("free_leaf", leaf)
+                session.run("truncate_leaf", leaf=leaf)
         except BaseException:
             session.rollback()
             raise

@@ -221,8 +221,8 @@ impl Link {
         self.within(self.client.execute(&statement, &[])).await.map(drop)
     }
 
-    /// As `prepare`, for `copy_in`.
-    pub async fn prepare_copy(&self, name: &'static str, leaf: i16) -> Result<()> {
+    /// As `prepare`, for `copy_in` and `execute_leaf`.
+    pub async fn prepare_leaf(&self, name: &'static str, leaf: i16) -> Result<()> {
         if self.pooled.is_some() {
             return Ok(());
         }

@@ -65,6 +65,8 @@ pub struct Kept {
 
 /// The first parameters of `purge_done` and `archive_done`: queues, seconds, and whether they are archived.
 type DoneRules = (Vec<Option<String>>, Vec<f64>, Vec<bool>);
+/// The first parameters of `purge_dead` and `archive_dead`: states, queues, seconds, and whether they are archived.
+type DeadRules = (Vec<&'static str>, Vec<Option<String>>, Vec<f64>, Vec<bool>);
 
 /// For how long each queue's tasks are kept.
 #[derive(Debug, Clone, Default)]
@@ -85,8 +87,7 @@ impl Retentions {
         or_at_once(self.each().map(|(_, kept)| kept.completed.time).max().unwrap_or_default())
     }
 
-    /// The parameters of `purge_dead` and `archive_dead`: states, queues, seconds, and whether they are archived.
-    fn dead(&self) -> (Vec<&'static str>, Vec<Option<String>>, Vec<f64>, Vec<bool>) {
+    fn dead(&self) -> DeadRules {
         let (mut states, mut queues, mut times, mut archived) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (queue, kept) in self.each() {
             for (state, rule) in [("failed", kept.failed), ("cancelled", kept.cancelled), ("expired", kept.expired)] {
@@ -183,6 +184,8 @@ pub struct Retention {
     due: Instant,
     /// No step of this round has failed.
     is_clean: bool,
+    /// A leaf was in use: whoever waited behind us gets by before we lock the next one.
+    gave_way: bool,
 }
 
 impl Retention {
@@ -198,6 +201,7 @@ impl Retention {
             whole_walk_began: None,
             due: now,
             is_clean: true,
+            gave_way: false,
         }
     }
 
@@ -215,7 +219,7 @@ impl Retention {
             if self.step == Step::OpenLeaf {
                 is_over |= std::mem::replace(&mut self.is_clean, true);
             }
-            if Instant::now() >= until {
+            if std::mem::take(&mut self.gave_way) || Instant::now() >= until {
                 break;
             }
         }
@@ -269,6 +273,7 @@ impl Retention {
                     // Someone reads it, or still writes to it: again in the next round.
                     Err(e) if e.sqlstate() == Some("55P03") => {
                         shared.log(Level::Debug, "leader", format!("leaf {leaf} is in use: {e}"));
+                        self.gave_way = true;
                     }
                     Err(e) => return Err(e),
                 }
@@ -287,15 +292,11 @@ impl Retention {
             }
             Step::PurgeDone(walk) => self.purge_done(link, (me, term), walk).await?,
             Step::PurgeDead => {
-                let (states, queues, times, archived) = self.kept.dead();
-                let more = if archived.contains(&true) {
-                    let values: [&(dyn ToSql + Sync); 7] = [&me, &term, &states, &queues, &times, &archived, &BATCH];
-                    link.query_opt("archive_dead", &values).await?.is_some_and(|r| r.get("more"))
+                if self.purge_dead(link, (me, term)).await? {
+                    Step::PurgeDead
                 } else {
-                    let row = link.query_opt("purge_dead", &[&me, &term, &states, &queues, &times, &BATCH]).await?;
-                    row.is_some_and(|r| r.get::<_, i64>(0) == BATCH)
-                };
-                if more { Step::PurgeDead } else { Step::PurgeErrors(0) }
+                    Step::PurgeErrors(0)
+                }
             }
             Step::PurgeErrors(after) => {
                 let age = seconds(or_at_once(self.kept.rest.completed.time));
@@ -370,6 +371,17 @@ impl Retention {
         Step::PurgeDead
     }
 
+    /// Answers whether there may be more.
+    async fn purge_dead(&self, link: &Link, (me, term): (i64, i64)) -> Result<bool> {
+        let (states, queues, times, archived) = self.kept.dead();
+        if archived.contains(&true) {
+            let values: [&(dyn ToSql + Sync); 7] = [&me, &term, &states, &queues, &times, &archived, &BATCH];
+            return Ok(link.query_opt("archive_dead", &values).await?.is_some_and(|r| r.get("more")));
+        }
+        let row = link.query_opt("purge_dead", &[&me, &term, &states, &queues, &times, &BATCH]).await?;
+        Ok(row.is_some_and(|r| r.get::<_, i64>(0) == BATCH))
+    }
+
     async fn purge_done(&mut self, link: &Link, leader: (i64, i64), walk: Walk) -> Result<Step> {
         let Some(rules) = self.kept.short() else { return Ok(Step::PurgeDead) };
         let archives = rules.1.iter().zip(&rules.2).any(|(time, &is_archived)| is_archived && time.is_finite());
@@ -383,15 +395,27 @@ impl Retention {
         Ok(self.next_walk())
     }
 
-    /// Empties a leaf of `task` and of `done` in one transaction, if nothing names it any more.
+    /// Empties a leaf of `task` and of `done` in one transaction, if nothing names it any more. Whoever reads a leaf waits for the end of its
+    /// truncation, claims too: the commit is sent along with it, and what has to be durable with it is so before.
     async fn empty(&self, shared: &Shared, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
+        Counters::add(&shared.counters.statements, 5);
+        link.prepare_leaf("truncate_leaf", leaf).await?;
+        link.batch("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = 'local'").await?;
+        link.execute("flush_log", &[]).await?;
+        link.batch("COMMIT").await?;
         link.batch(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
-        let emptied = self.empty_in_transaction(shared, link, me, term, leaf).await;
-        link.batch(if matches!(emptied, Ok(true)) { "COMMIT" } else { "ROLLBACK" }).await?;
-        emptied
+        let freed = self.lock_and_free(link, me, term, leaf).await;
+        if !matches!(freed, Ok(true)) {
+            link.batch("ROLLBACK").await?;
+            return freed;
+        }
+        let (truncated, committed) = tokio::join!(link.execute_leaf("truncate_leaf", leaf), link.batch("COMMIT"));
+        truncated?;
+        committed?;
+        Ok(true)
     }
 
-    async fn empty_in_transaction(&self, shared: &Shared, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
+    async fn lock_and_free(&self, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
         link.execute_leaf("lock_leaf", leaf).await?;
         let row = link.query_opt("check_leaf_empty", &[&me, &term, &leaf, &seconds(self.kept.leaf())]).await?;
         if !row.is_some_and(|r| r.get(0)) {
@@ -403,9 +427,7 @@ impl Retention {
                 return Ok(false);
             }
         }
-        link.execute_leaf("truncate_leaf", leaf).await?;
         link.execute("free_leaf", &[&leaf]).await?;
-        Counters::add(&shared.counters.statements, 4);
         Ok(true)
     }
 }

@@ -149,7 +149,7 @@ impl Job<'_> {
         later.expiries = expiries(later.over.iter().copied());
         let chunks = ChunkColumns::from(chunker.finish());
         let begin = ready.begin.take();
-        link.prepare_copy("copy_tasks", ready.leaf).await?;
+        link.prepare_leaf("copy_tasks", ready.leaf).await?;
         link.prepare("insert_chunks").await?;
         link.prepare("delay_tasks").await?;
         link.prepare("enqueue_tasks").await?;
