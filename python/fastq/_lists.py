@@ -25,8 +25,8 @@ Which: TypeAlias = tuple[int | None, int | None, datetime | None, datetime | Non
 LIMIT: Final = 10_000
 #: Rows of each state's table that one statement looks at; more than 1,023, which the completed ones need to get on.
 ROWS: Final = 20_000
-#: Tasks whose times and payloads one statement looks at, where these decide.
-LOOKS: Final = 8_000
+#: Tasks whose times and payloads one statement looks at, where these decide: the first one, each then twice as many, and at most.
+LOOKS: Final = (1_000, 8_000)
 #: Seconds after which a page is answered as it is. A statement that began before takes some hundredths more.
 LONG_ENOUGH: Final = 0.15
 
@@ -92,17 +92,11 @@ def _by_id(
         way, name, far = "down", "list_tasks_by_id_descending", within.first_id
         at = min(max(at, 0), within.last_id + 1)
     tasks: list[TaskRecord] = []
+    looks, most = LOOKS
     while at > far if descending else at < far:
         left = limit - len(tasks)
         # One more than wanted tells whether there are more.
-        bounds = (
-            far,
-            within.since,
-            within.before,
-            within.text,
-            ROWS,
-            max(LOOKS, left + 1) if within.looks else left + 1,
-        )
+        bounds = (far, within.since, within.before, within.text, ROWS, max(looks if within.looks else 0, left + 1))
         rows: list[Row] = yield from read(name, left + 1, at, lanes, *places.params, *bounds, walk=True)
         found = [row[:-1] for row in rows if row[0] is not None]
         tasks += [to_record(row, with_errors=False) for row in found[:left]]
@@ -111,7 +105,7 @@ def _by_id(
             edge = tasks[-1].id
         if edge is None:
             break
-        at = edge
+        at, looks = edge, min(2 * looks, most)
         if len(tasks) >= limit or time.monotonic() >= until:
             return Page(tuple(tasks), f"id-{way}-0-{at}")
     return Page(tuple(tasks), None)

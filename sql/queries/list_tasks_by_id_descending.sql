@@ -60,7 +60,7 @@ WITH ready AS MATERIALIZED (
 ), seen AS MATERIALIZED (
     -- The first $13 tasks of these runs, none of which overlap.
     SELECT greatest(lo, hi - $13 + skip + 1) AS lo, hi, state, kind, lane, leaf, attempts, max_attempts, run_at, ended_at, skip + hi - lo + 1 AS upto
-      FROM (SELECT *, (sum(hi - lo + 1) OVER (ORDER BY hi DESC))::bigint - (hi - lo + 1) AS skip FROM every) e WHERE skip < $13
+      FROM (SELECT *, sum(least(hi - lo + 1, $13)::integer) OVER (ORDER BY hi DESC) - least(hi - lo + 1, $13) AS skip FROM every) e WHERE skip < $13
 ), looked AS MATERIALIZED (
     -- Payloads are read for a search alone, and no more than so many bytes.
     SELECT t.id, s.state, s.kind, s.lane, s.attempts, coalesce(s.max_attempts, t.max_attempts) AS max_attempts, s.run_at, s.ended_at,

@@ -34,7 +34,7 @@ def client(dsn: str, migrated: str) -> Iterator[Client]:
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """One statement a page, which looks at little."""
     monkeypatch.setattr(_lists, "ROWS", 1_030)
-    monkeypatch.setattr(_lists, "LOOKS", 300)
+    monkeypatch.setattr(_lists, "LOOKS", (300, 300))
     monkeypatch.setattr(_lists, "LONG_ENOUGH", 0.0)
 
 
@@ -229,7 +229,7 @@ def test_pages_are_full_where_there_is_time(
     client: Client, jumble: Jumble, *, descending: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_lists, "ROWS", 1_030)
-    monkeypatch.setattr(_lists, "LOOKS", 300)
+    monkeypatch.setattr(_lists, "LOOKS", (300, 300))
     monkeypatch.setattr(_lists, "LONG_ENOUGH", 60.0)
     for filters, matches in FILTERS:
         wanted = sorted(jumble.wanted(matches), reverse=descending)
@@ -296,7 +296,7 @@ def test_a_task_that_moves_on_between_two_pages_comes_at_most_once(client: Clien
 def test_payloads_are_searched_some_mebibytes_at_a_time(
     client: Client, store: Session, monkeypatch: pytest.MonkeyPatch, *, descending: bool
 ) -> None:
-    monkeypatch.setattr(_lists, "LOOKS", 10_000)
+    monkeypatch.setattr(_lists, "LOOKS", (10_000, 10_000))
     # Not to be compressed away.
     payloads = [f'"{random.Random(n).randbytes(500_000).hex()} {n} "'.encode() for n in range(45)]
     ids = [enqueue(store, payload=payload)[0] for payload in payloads]
