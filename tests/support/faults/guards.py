@@ -469,6 +469,7 @@ GUARDS: Final = (
         "        shared.tx.add_held(epoch, &mut held);\n",
         "",
         _OTHERS_TX + "test_nobody_takes_a_long_run_for_cancelled",
+    ),
     # --- the archive ---
     *(
         _sql(
