@@ -164,12 +164,15 @@ def test_a_result_in_doubt_counts_once_and_nothing_runs_twice(
     runs = _Ends(raises=raises)
     runs.release.set()
     consumer = lab.consumer(runs, dsn=links.dsn, dead_after=60)
-    # From here on the completer has its connection and its statements.
-    ids = lab.enqueue(None, "hold", max_attempts=1)
-    stored = {"completed": 1, "failed": 1} if raises else {"completed": 2}
-    lab.wait_for(**stored)
-    wait_until(lambda: consumer.stats()["completed"] + consumer.stats()["failed"] == 2)
+    # From here on the completer has its connection and its statements: one for several, one for a task alone.
     last = "failed" if raises else "completed"
+    stored = {"completed": 1, "failed": 1} if raises else {"completed": 2}
+    ids = lab.enqueue(None, "hold", max_attempts=1)
+    lab.wait_for(**stored)
+    ids += lab.enqueue("hold", max_attempts=1)
+    stored[last] += 1
+    lab.wait_for(**stored)
+    wait_until(lambda: consumer.stats()["completed"] + consumer.stats()["failed"] == 3)
     stored[last] += 1
     if lost == "request":
         links.hold_requests("complete")
@@ -191,8 +194,8 @@ def test_a_result_in_doubt_counts_once_and_nothing_runs_twice(
     assert "refused" not in caplog.text
     counted = {name: consumer.stats()[name] for name in ("completed", "failed", "retried", "refused")}
     assert counted == {"failed": 0, "retried": 0, "refused": 0} | stored
-    assert sorted(runs.started)[:3] == [(id_, 1) for id_ in ids]
-    assert len(runs.started) == 4
+    assert sorted(runs.started)[:4] == [(id_, 1) for id_ in ids]
+    assert len(runs.started) == 5
     assert len(lab.completions()) == stored["completed"]
     assert lab.value("SELECT count(*) FROM attempt_error") == stored.get("failed", 0)
     if lost == "answer and look-up":

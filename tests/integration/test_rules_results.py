@@ -51,6 +51,10 @@ class _Batch:
         self._links.wait_for_answer("complete")
         self.ids = lab.enqueue(*payloads, max_attempts=1)
         wait_until(lambda: self._count == len(payloads) + 1)
+        # All have returned, too: what they did goes into one flush.
+        running = self.consumer._running
+        assert running is not None
+        wait_until(lambda: running.engine.running == 0)
         assert self.counted("flushes") == 0
 
     def _handle(self, task: TaskInfo) -> None:
@@ -104,6 +108,7 @@ def test_rule_6_bad_text_in_an_error_harms_no_neighbour(lab: Lab) -> None:
     assert max(len(text.encode()) for text in texts.values()) <= 8 * 1024
     assert lab.value("SELECT max(octet_length(traceback)) FROM attempt_error") <= 64 * 1024
     # All of them together: nothing had to be taken apart.
+    wait_until(lambda: batch.counted("failed") == 4)
     assert batch.counted("flushes") == 2
     assert batch.counted("refused") == 0
 
