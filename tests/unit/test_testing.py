@@ -172,6 +172,6 @@ def test_a_made_task_can_not_be_completed_in_a_transaction() -> None:
         task.complete_tx(object())
 
 
-async def test_nor_can_it_on_a_loop() -> None:
+def test_nor_can_it_on_a_loop() -> None:
     with task_context() as task, pytest.raises(fastq.CompletionError, match="was made for a test"):
-        await task.acomplete_tx(object())
+        asyncio.run(task.acomplete_tx(object()))
