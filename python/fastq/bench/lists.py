@@ -46,8 +46,8 @@ _LEAST: Final = 100 * _RUN
 class Lists:
     """``pending`` tasks, ``completed`` and ``failed`` ones, enqueued in runs of 500; then counts and pages.
 
-    Pages of 50, the first and the ``page``-th, all by one `Client`, one call after the other. Of a filter that matches fewer tasks, its last page stands for the ``page``-th; a
-    rare one is followed from page to page to the end, and again until there are so many calls.
+    Pages of 50, the first and the ``page``-th, all by one `Client`, one call after the other. Of a filter that matches fewer tasks, its
+    last page stands for the ``page``-th; a rare one is followed from page to page to the end, and again until there are so many calls.
     """
 
     pending: int = 1_000_000
