@@ -22,7 +22,8 @@ from fastq.task import Enqueued, Task
 _RUN: Final = 500
 #: As many types have them, in turn.
 _TYPES: Final = 5
-#: Where they wait, if not in the consumer's own queue. It works for all.
+#: Where they wait: with the consumer's own tasks, or apart. It works for all queues.
+_OWN_QUEUE: Final = "default"
 _OTHER_QUEUE: Final = "foreign"
 
 
@@ -62,7 +63,7 @@ class Foreign:
             with progress("checking", None, lambda: 0):
                 without.check()
                 among.check()
-            figures = {
+            figures: dict[str, float | None] = {
                 "tasks": self.pairs * self.tasks,
                 "tasks_per_s": statistics.median(beside_rate for _, beside_rate in rates),
                 "alone_per_s": statistics.median(alone_rate for alone_rate, _ in rates),
@@ -120,12 +121,12 @@ class _Drains:
         check_drained(self._session.db, self._results, self._starts, waiting=self._others)
 
     def _foreign(self) -> Iterator[Task]:
-        queue = {} if self._bench.same_queue else {"queue": _OTHER_QUEUE}
+        queue = _OWN_QUEUE if self._bench.same_queue else _OTHER_QUEUE
         # A run is of one type, so that it is one chunk.
         for task in self._maker.stream(self._bench.foreign):
             type_ = f"bench:foreign-{self.loaded // _RUN % _TYPES}"
             self.loaded += 1
-            yield Task(type_, task.payload, **queue)
+            yield Task(type_, task.payload, queue=queue)
 
 
 __all__ = ["Foreign"]
