@@ -79,7 +79,9 @@ class _Own(ConstantBackoff):
 
 
 @pytest.mark.parametrize(
-    "retry", [5, "exponential", {"constant": 5}, ConstantBackoff, lambda task, error: 5, _Own(5)], ids=repr
+    "retry",
+    [5, "exponential", {"constant": 5}, ConstantBackoff, lambda task, error: 5, _Own(5)],
+    ids=["number", "text", "dict", "class", "function", "subclass"],
 )
 def test_what_can_not_be_stored_is_no_retry_of_a_task(retry: Any) -> None:
     with pytest.raises(TypeError, match=r"retry is .* but must be an ExponentialBackoff or a ConstantBackoff"):
