@@ -141,9 +141,9 @@ class TaskInfo:
 
         Raises TaskLost: the run has lost its task (it was cancelled, or others have it); let it pass, so that you roll back.
         CompletionError: no transaction is open (autocommit), another database, called twice, the handler has ended, its type keeps results
-        (``result_ttl``), or, under REPEATABLE READ and SERIALIZABLE, it is not the transaction's first statement. TypeError: no such
-        connection. ConsumerError, ConnectionLost, DatabaseError: the consumer has stopped, or does not reach the database. What the
-        driver raises.
+        (``result_ttl``), or, under REPEATABLE READ and SERIALIZABLE, it is not the transaction's first statement; also on an event loop,
+        where ``acomplete_tx`` is to be awaited, and for tasks of ``fastq.testing``. TypeError: no such connection.
+        ConsumerError, ConnectionLost, DatabaseError: the consumer has stopped, or does not reach the database. What the driver raises.
         """
     async def acomplete_tx(self, conn: object) -> None:
         """As ``complete_tx``, on a psycopg 3 ``AsyncConnection``, an asyncpg connection, or SQLAlchemy's async ones over one of them."""

@@ -80,7 +80,7 @@ class ConsumerRecord:
     """A consumer as it was when it was looked at. Times are aware, UTC, by the database's clock."""
 
     id: int
-    """New with each registration; that of its attempts' records in the tables."""
+    """New with each registration; what it claimed, completed and failed bears it in the tables."""
     host: str
     pid: int
     version: str
@@ -103,7 +103,7 @@ class ConsumerRecord:
     claimed: int
     """How many tasks it holds: those that run, and those that are next."""
     refused: int
-    """Results of its that came too late to count."""
+    """Results of its that did not count: the task was cancelled, or others had it."""
 
 
 @dataclass(frozen=True, slots=True)

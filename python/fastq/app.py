@@ -117,9 +117,10 @@ class App:
             queue: where its tasks are enqueued by default.
             priority: 0 to 9; within their queue tasks of a higher one are claimed first.
             max_attempts: runs in all, 1 to 32,767, before a task fails for good.
-            timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never.
+            timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never. A task's own (``with_options``) wins.
             workers: how many of it run at once in a consumer; None: as many as its ``concurrency`` lets.
-            retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
+            retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it. A task's own (``retry``)
+                wins.
             middleware: what goes around it, the first outermost; all of it within what ``use_middleware`` was given.
             result_ttl: seconds, or a timedelta, that what it returns is kept for `Client.wait`, as `Consumer.handler` takes it; 0: not
                 at all; None: as the consumer has it.

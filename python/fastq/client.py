@@ -138,11 +138,11 @@ class Client:
                 between two pages may be in none of them; none is in both unless it changed.
             first_id: no lower ids.
             last_id: no higher ids.
-            created_since: enqueued then (aware) or later. No index knows times: tasks are looked at in order of ids, thousands a page,
-                so a time far from where the list begins is found sooner with ``first_id`` or ``last_id``.
+            created_since: enqueued then (aware) or later. No index knows times: tasks are looked at in order of ids, some hundred
+                thousand a page, so a time far from where the list begins is found sooner with ``first_id`` or ``last_id``.
             created_before: enqueued before then (aware).
             payload_contains: this text, or these bytes, are in the payload as it is stored: JSON without blanks between its parts,
-                letters as they are. Looks at the payloads of what matches otherwise, up to 32 MiB a page. Only by ``id``.
+                letters as they are. Looks at the payloads of what matches otherwise, up to 32 MiB at a time. Only by ``id``.
 
         Raises:
             SettingsError: an argument is wrong.

@@ -126,8 +126,9 @@ class Consumer:
             workers: how many of it run at once; None: as many as ``concurrency`` lets.
             timeout: seconds, or a timedelta, after which an attempt ends as failed; None: never. A coroutine is cancelled;
                 a sync handler can't be: it sees ``task.is_cancelled()``, its thread goes on beside the one that takes its place (its
-                task's next run, too), and what comes of it is dropped; see ``stuck_limit``.
-            retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it.
+                task's next run, too), and what comes of it is dropped; see ``stuck_limit``. A task's own timeout wins.
+            retry_policy: how long its tasks wait after an attempt that failed; None: as the consumer has it. A task's own (``retry``)
+                wins.
             middleware: what goes around it, the first outermost; all of it within what ``use`` was given.
             result_ttl: seconds, or a timedelta, that what it returns is kept for `Client.wait`; 0: not at all; None: as the consumer
                 has it. It is encoded as payloads are (JSON, or raw ``bytes``), and at most ``result_limit`` bytes. What can't be

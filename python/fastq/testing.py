@@ -33,7 +33,7 @@ def task_context(
 
     It is a `TaskInfo` like any that a worker hands its handlers, for ``with`` in sync and in async code: what the block calls and awaits
     sees it, and what that starts in a copy of its context (asyncio tasks, ``asyncio.to_thread``). Middleware, retries and timeouts are
-    a worker's, and not at work here.
+    a worker's, and not at work here; ``complete_tx`` raises `CompletionError`.
 
     Args:
         type: its type.
@@ -47,7 +47,7 @@ def task_context(
 
     Raises:
         PayloadError: the payload can't be encoded.
-        SettingsError: a name, a number or a time that no task can have.
+        SettingsError: a name, a number or a time that no task can have, or ``cancelled`` is no bool.
         TypeError: ``created_at`` is no datetime.
     """
     read_name("type", type)

@@ -40,9 +40,9 @@ def doctor(
 ) -> None:
     """Say what is wrong with a database for fastq, and what to do about it.
 
-    Looks at connection, settings, held snapshots, schema and rights (a worker's, a producer's or a viewer's, whichever the role has),
-    then at consumers, claims, refused results, failures, leader and leaves. Reads no big table. The exit status is 1 if there is a
-    problem; warnings leave it 0.
+    Looks at connection, settings, held snapshots, schema and rights (a worker's, a producer's, a handler's or a viewer's, whichever the
+    role has), then at consumers, claims, refused results, failures, leader and leaves. Reads no big table. The exit status is 1 if
+    there is a problem; warnings leave it 0.
     """
     checks = []
     console = Console(highlight=False)
