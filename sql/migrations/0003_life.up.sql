@@ -38,8 +38,9 @@ ALTER TABLE fastq.token
     ADD COLUMN expires_at timestamptz,         -- from then on a new task may have it
     ADD COLUMN until_end  boolean;             -- so it may as soon as its task has ended, however
 
--- When a task expires is known where it waits: in chunks (the earliest of theirs) and in `delayed`. A claim remembers it, so that what is given back, rescued, put off or retried keeps it; NULL: none of its tasks expires. Older workers do
--- not know it: they run a task past its time, and what goes back into a chunk or waits for a retry by them has lost it.
+-- When a task expires is known where it waits: in chunks (the earliest of theirs) and in `delayed`. A claim remembers it, so that what is given
+-- back, rescued, put off or retried keeps it; NULL: none of its tasks expires. Older workers do not know it: they run a task past its time, and
+-- what goes back into a chunk or waits for a retry by them has lost it.
 ALTER TABLE fastq.claim ADD COLUMN expires_at timestamptz;
 
 -- Tasks with a timeout or a retry policy of their own carry them before their payload, in one line of JSON, as formats J (JSON) and B (raw bytes):
