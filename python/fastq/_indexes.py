@@ -52,16 +52,19 @@ def build(db: Database, index: Index) -> None:
     it is to be called again.
     """
     is_whole, size = find(db, index)
-    if is_whole is False:
-        # Somebody builds it now, or died over it: whoever builds holds this lock.
-        with db.transaction():
-            db.script(f"LOCK TABLE fastq.{index.table} IN SHARE UPDATE EXCLUSIVE MODE")
-            is_whole, size = find(db, index)
+    # Again where another builder was waited for, and was killed.
+    while not is_whole:
         if is_whole is False:
-            db.script(f"DROP INDEX CONCURRENTLY IF EXISTS fastq.{index.name}")
-    if not is_whole:
-        _log.info("building index %s of table %s (%d MiB); all go on meanwhile", index.name, index.table, size >> 20)
-        db.script(index.text("CONCURRENTLY IF NOT EXISTS "))
+            # Somebody builds it now, or died over it: whoever builds holds this lock.
+            with db.transaction():
+                db.script(f"LOCK TABLE fastq.{index.table} IN SHARE UPDATE EXCLUSIVE MODE")
+                is_whole, size = find(db, index)
+            if is_whole is False:
+                db.script(f"DROP INDEX CONCURRENTLY IF EXISTS fastq.{index.name}")
+        if not is_whole:
+            _log.info("building index %s of table %s (%d MiB); all go on meanwhile", index.name, index.table, size >> 20)
+            db.script(index.text("CONCURRENTLY IF NOT EXISTS "))
+            is_whole, size = find(db, index)
 
 
 def find(db: Database, index: Index) -> tuple[bool | None, int]:

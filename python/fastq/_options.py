@@ -65,7 +65,7 @@ class ConsumerOptions(TypedDict, total=False):
     tasks of a higher priority keep the lower ones waiting for as long as there are any)."""
     stuck_limit: int
     """Sync handlers whose ``timeout`` is over and that go on all the same, at most (32). Each holds a thread, and another thread has
-    taken its place. With one more, the consumer ends in order, as a stop does, and says why: a new process is rid of them."""
+    taken its place. With one more for 5 seconds, the consumer ends in order, as a stop does, and says why: a new process is rid of them."""
 
 
 class ProducerOptions(TypedDict, total=False):

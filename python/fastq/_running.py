@@ -31,6 +31,8 @@ _GRACE: Final = 5.0
 _JOIN: Final = 1.0
 #: Seconds that async shutdown hooks may take together.
 _HOOKS: Final = 60.0
+#: Seconds for which there must be too many stuck handlers before that ends the consumer.
+_STUCK: Final = 5.0
 #: Seconds for handlers when the interpreter ends without a stop.
 _EXIT_TIMEOUT: Final = 2.0
 
@@ -72,6 +74,7 @@ class Running:
         self._gave_up = False
         self._died = False
         self._failure: BaseException | None = None
+        self._stuck_since: float | None = None
         self._stuck_limit, self._stop_timeout = settings.stuck_limit, stop_timeout
         self._housekeeper = Housekeeper(self.engine, self._look, self._on_end)
         self._dispatcher: Dispatcher | None = None
@@ -250,6 +253,13 @@ class Running:
     def _look(self) -> None:
         """End, as a stop does, when too many threads are lost to handlers that nobody can end."""
         if self._is_stopping or self._failure is not None or (stuck := self.engine.stuck) <= self._stuck_limit:
+            self._stuck_since = None
+            return
+        # Many may be late at once and gone in a moment: what they all wait for came back, or they look at `is_cancelled`.
+        now = time.monotonic()
+        if self._stuck_since is None:
+            self._stuck_since = now
+        if now - self._stuck_since < _STUCK:
             return
         self._failure = ConsumerError(
             f"{stuck} sync handlers go on although their time is up (stuck_limit is {self._stuck_limit}): only a new process is rid "

@@ -85,6 +85,6 @@ SELECT f.id, l.type, l.queue, l.priority, f.format::text AS format, f.payload, f
   FROM (SELECT CASE WHEN (SELECT count(*) FROM found) < $1 THEN
                     least((SELECT edge FROM bound),
                           (SELECT CASE WHEN max(upto) >= $13 THEN max(hi) END FROM seen),
-                          (SELECT CASE WHEN bool_or(before >= 33554432) THEN max(id) FILTER (WHERE before < 33554432) END FROM looked)) END AS edge) e
+                          (SELECT CASE WHEN bool_or(before >= 33554432) THEN max(id) FILTER (WHERE coalesce(before, 0) < 33554432) END FROM looked)) END AS edge) e
        LEFT JOIN (found f JOIN fastq.lane l ON l.id = f.lane) ON true
  ORDER BY f.id

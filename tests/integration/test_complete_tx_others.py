@@ -276,7 +276,7 @@ def test_a_move_whose_answer_is_lost_is_found(lab: Lab, play: Play, user: User) 
     completing = user.start(lambda: user.call_complete(run.task))
     links.wait_for_answer("complete")
     [(no,)] = lab.all("SELECT no FROM claim")
-    assert no > before
+    assert no != before
     links.cut("complete")
     completing.result(30)
     assert lab.all("SELECT no FROM claim") == [(no,)]

@@ -362,3 +362,15 @@ def test_a_flush_that_waits_for_a_rescue_is_refused(store: Session, leader: Lead
         store.commit()
         assert late.result(30) == {1: list(ids)}
     assert states(store) == dict.fromkeys(ids, "pending")
+
+
+def test_rule_2_a_run_that_got_a_claim_of_its_own_after_the_beat_is_charged(store: Session, leader: Leader) -> None:
+    """`complete_tx` gives it one, with a number below 0: no beat knows of later claims, and this one's run had begun."""
+    [id_] = enqueue(store, max_attempts=1)
+    worker = Worker(store, 1)
+    worker.claim(1)
+    worker.beat([id_])
+    store.sql("UPDATE fastq.claim SET no = -1")
+    leader.declare_dead(worker)
+    leader.rescue()
+    assert store.sql("SELECT id, state, attempts FROM fastq.dead") == [(id_, "failed", 1)]

@@ -13,6 +13,9 @@ pub struct Books {
     pub held: HashMap<(u32, i64), u64>,
     /// The last claim number used; grows before each send, so that none is ever used twice.
     pub last_no: i64,
+    /// The last number of a claim of one task for its handler's transaction: these go down from -1. A heartbeat tells which claims it knew by
+    /// the highest of their numbers, and what has such a claim of its own had begun.
+    pub own_no: i64,
     /// The claim number before those of the claim under way.
     pub claiming_after: Option<i64>,
     /// The highest lane id and the number of lanes that a tick has seen.
@@ -66,7 +69,7 @@ impl Books {
     pub fn reckon(&self) -> Reckoning {
         let epoch = self.epoch();
         let held = self.held.keys().filter(|key| key.0 == epoch).map(|key| key.1).collect();
-        Reckoning { settled_no: self.claiming_after.unwrap_or(self.last_no), held }
+        Reckoning { settled_no: self.claiming_after.unwrap_or(self.last_no), own_no: self.own_no, held }
     }
 }
 
@@ -75,6 +78,8 @@ impl Books {
 pub struct Reckoning {
     /// The last claim number whose call had ended: the answers of later ones may be under way.
     settled_no: i64,
+    /// The last number of a task's own claim, which go down: of later ones nothing was known.
+    own_no: i64,
     held: HashSet<i64>,
 }
 
@@ -82,7 +87,8 @@ impl Reckoning {
     /// Of the claims that the database says we hold, those that we should have known of: their answers were lost. One that has been
     /// completed since was known then.
     pub fn orphans(&self, held: &[i64]) -> Vec<i64> {
-        held.iter().copied().filter(|no| *no <= self.settled_no && !self.held.contains(no)).collect()
+        let is_old = |no: i64| self.own_no <= no && no <= self.settled_no;
+        held.iter().copied().filter(|no| is_old(*no) && !self.held.contains(no)).collect()
     }
 }
 
@@ -104,6 +110,20 @@ mod tests {
         // Its connection broke: the next heartbeat finds it.
         books.claiming_after = None;
         assert_eq!(books.reckon().orphans(&[3, 11]), vec![11]);
+    }
+
+    #[test]
+    fn a_claim_of_one_task_that_was_made_after_the_heartbeat_was_sent_is_no_orphan() {
+        let mut books = Books { epochs: vec![7], last_no: 10, own_no: -2, ..Books::default() };
+        books.held.insert((0, -2), 1);
+        let before = books.reckon();
+        books.own_no = -3;
+        books.held.insert((0, -3), 1);
+        assert_eq!(before.orphans(&[-3, -2]), Vec::<i64>::new());
+        // An earlier one that nobody knows of, and one that is settled by the next heartbeat.
+        assert_eq!(before.orphans(&[-1]), vec![-1]);
+        books.settle(0, -3, 1);
+        assert_eq!(books.reckon().orphans(&[-3, -2]), vec![-3]);
     }
 
     #[test]

@@ -131,9 +131,9 @@ impl Completer<'_> {
 
     /// A number for a claim of one task, on the books before it is sent: the heartbeat must not find an orphan.
     fn new_no(books: &mut Books, epoch: u32) -> i64 {
-        books.last_no += 1;
-        books.held.insert((epoch, books.last_no), 1);
-        books.last_no
+        books.own_no -= 1;
+        books.held.insert((epoch, books.own_no), 1);
+        books.own_no
     }
 
     /// Forgets that this task had a claim of its own; settles that claim, too, unless it is still held.
