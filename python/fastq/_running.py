@@ -279,7 +279,8 @@ class Running:
                 self.engine.abandon()
         elif not self._is_stopping and self._failure is None and (cause := self.engine.failure):
             self._failure = ConsumerError(cause)
-        self._died = self._died or not self._is_stopping
+        # Also where a stop came while it was ending because of that.
+        self._died = self._died or not self._is_stopping or self._failure is not None
         self.bell.ring()
 
     def _on_loop_death(self, error: BaseException) -> None:

@@ -126,6 +126,7 @@ def test_demo_sees_what_was_lost(demo: Demo) -> None:
 
     [(lost,)] = wait_until(lose_a_chunk, timeout=30, message="tasks to lose")
     assert demo.end() == 1, demo.said
+    assert demo.answered, demo.said
     report = json.loads(demo.answered)
     assert report["ok"] is False
     assert report["lost"] == lost
