@@ -62,7 +62,9 @@ def build(db: Database, index: Index) -> None:
             if is_whole is False:
                 db.script(f"DROP INDEX CONCURRENTLY IF EXISTS fastq.{index.name}")
         if not is_whole:
-            _log.info("building index %s of table %s (%d MiB); all go on meanwhile", index.name, index.table, size >> 20)
+            _log.info(
+                "building index %s of table %s (%d MiB); all go on meanwhile", index.name, index.table, size >> 20
+            )
             db.script(index.text("CONCURRENTLY IF NOT EXISTS "))
             is_whole, size = find(db, index)
 
