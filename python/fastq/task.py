@@ -45,6 +45,8 @@ class TokenKeywords(TypedDict, total=False):
 class TaskKeywords(TokenKeywords, total=False):
     """What few tasks are given, as `Task` takes it."""
 
+    expires_at: datetime | None
+    """No run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired. None: never."""
     timeout: float | timedelta | None
     """Seconds, above 0, after which an attempt of it ends as failed, whatever its type's timeout is."""
     retry: Backoff | None
@@ -62,8 +64,12 @@ class TokenOptions(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What few tasks are given, checked. The engine reads it as a tuple."""
+    """What most tasks do without, checked. The engine reads it as a tuple."""
 
+    priority: int = PRIORITY
+    delay: float | None = None
+    """Seconds."""
+    run_at: datetime | None = None
     expires_at: datetime | None = None
     token_options: TokenOptions | None = None
     timeout: float | None = None
@@ -74,20 +80,28 @@ class Extras(NamedTuple):
 _NONE: Final = Extras()
 
 
-def _read_extras(expires_at: datetime | None, token: str | None, given: TaskKeywords) -> Extras | None:
+def _read_extras(
+    priority: int, delay: float | timedelta | None, run_at: datetime | None, token: str | None, given: TaskKeywords
+) -> Extras | None:
     """None where all is as it is by default.
 
     Raises:
-        SettingsError: a naive time, a timeout out of range, or a wrong option of the token.
+        SettingsError: a naive time, a number out of range, or a wrong option of the token.
         TypeError: an option that there is not, or a value of another type.
     """
-    if expires_at is not None:
-        check_aware("expires_at", expires_at)
+    check_priority(priority)
+    if delay is not None:
+        delay = to_seconds("delay", delay)
+    if run_at is not None:
+        check_aware("run_at", run_at)
     if not given:
-        return Extras(expires_at)
+        return Extras(priority, delay, run_at)
     if unknown := given.keys() - TaskKeywords.__annotations__.keys():
         raise TypeError(f"Task() got an unexpected keyword argument {min(unknown)!r}")
+    expires_at = given.pop("expires_at", None)
     timeout, retry = given.pop("timeout", None), given.pop("retry", None)
+    if expires_at is not None:
+        check_aware("expires_at", expires_at)
     if timeout is not None:
         timeout = _above_0("timeout", timeout)
     if retry is not None:
@@ -95,7 +109,8 @@ def _read_extras(expires_at: datetime | None, token: str | None, given: TaskKeyw
         from fastq._backoff import check_backoff  # noqa: PLC0415
 
         check_backoff(retry)
-    extras = Extras(expires_at, _read_token(token, given) if given else None, timeout, retry)
+    token_options = _read_token(token, given) if given else None
+    extras = Extras(priority, delay, run_at, expires_at, token_options, timeout, retry)
     return None if extras == _NONE else extras
 
 
@@ -142,9 +157,9 @@ class Task:
         delay: seconds, or a timedelta, until it may start, counted by the database's clock from its enqueue.
         run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now.
         max_attempts: runs in all, 1 to 32,767, before it fails for good.
-        expires_at: no run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired. None: never.
         idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
-        **more: ``timeout`` (seconds, or a timedelta) and ``retry`` (an `ExponentialBackoff` or a `ConstantBackoff`) of this task alone,
+        **more: ``expires_at``: no run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired.
+            ``timeout`` (seconds, or a timedelta) and ``retry`` (an `ExponentialBackoff` or a `ConstantBackoff`) of this task alone,
             stored with it: they win over its type's and its consumer's, see docs/tasks.md. And how the token is meant, where it is
             otherwise: ``token_scope``, ``token_until``, ``token_ttl``, ``on_conflict``, see `TokenKeywords` and docs/tokens.md.
 
@@ -157,22 +172,16 @@ class Task:
 
     __slots__ = (
         "_extras",
-        "delay",
         "idempotency_token",
         "max_attempts",
         "payload",
-        "priority",
         "queue",
-        "run_at",
         "type",
     )
 
     type: str
     payload: Any
     queue: str
-    priority: int
-    delay: float | None
-    run_at: datetime | None
     max_attempts: int
     idempotency_token: str | None
     # One slot for all that most tasks do without: the engine looks at each slot of each task.
@@ -188,7 +197,6 @@ class Task:
         delay: float | timedelta | None = None,
         run_at: datetime | None = None,
         max_attempts: int = MAX_ATTEMPTS,
-        expires_at: datetime | None = None,
         idempotency_token: str | None = None,
         **more: Unpack[TaskKeywords],
     ) -> None:
@@ -196,25 +204,46 @@ class Task:
         self.type = type
         self.payload = payload
         self.queue = queue
-        if priority is not PRIORITY:
-            check_priority(priority)
-        self.priority = priority
-        self.delay = None if delay is None else to_seconds("delay", delay)
-        if run_at is not None:
-            check_aware("run_at", run_at)
-        self.run_at = run_at
-        if max_attempts.__class__ is not int or not 1 <= max_attempts <= MAX_ATTEMPTS_LIMIT:
-            raise SettingsError(
-                f"max_attempts is {max_attempts!r}, but must be a whole number, 1 to {MAX_ATTEMPTS_LIMIT:,}"
-            )
+        if max_attempts is not MAX_ATTEMPTS:
+            _check_max_attempts(max_attempts)
         self.max_attempts = max_attempts
         self.idempotency_token = idempotency_token
-        self._extras = _read_extras(expires_at, idempotency_token, more) if more or expires_at is not None else None
+        if more or delay is not None or run_at is not None or priority is not PRIORITY:
+            self._extras = _read_extras(priority, delay, run_at, idempotency_token, more)
+        else:
+            self._extras = None
 
     def _extra(self, **changed: Any) -> None:
         # As other attributes: what is put in place of what was checked here is refused by the engine.
         extras = (self._extras or _NONE)._replace(**changed)
         self._extras = None if extras == _NONE else extras
+
+    @property
+    def priority(self) -> int:
+        """0 to 9; within its queue the higher is claimed first."""
+        return (self._extras or _NONE).priority
+
+    @priority.setter
+    def priority(self, value: int) -> None:
+        self._extra(priority=value)
+
+    @property
+    def delay(self) -> float | None:
+        """Seconds until it may start, counted from its enqueue; None: it may at once."""
+        return (self._extras or _NONE).delay
+
+    @delay.setter
+    def delay(self, value: float | None) -> None:
+        self._extra(delay=value)
+
+    @property
+    def run_at(self) -> datetime | None:
+        """When it may start; it wins over `delay`."""
+        return (self._extras or _NONE).run_at
+
+    @run_at.setter
+    def run_at(self, value: datetime | None) -> None:
+        self._extra(run_at=value)
 
     @property
     def expires_at(self) -> datetime | None:
@@ -278,6 +307,11 @@ class Task:
         return all(getattr(self, name) == getattr(other, name) for name in Task.__slots__)
 
     __hash__ = None  # type: ignore[assignment]  # mutable, and payloads seldom can be hashed
+
+
+def _check_max_attempts(value: object) -> None:
+    if value.__class__ is not int or not 1 <= value <= MAX_ATTEMPTS_LIMIT:
+        raise SettingsError(f"max_attempts is {value!r}, but must be a whole number, 1 to {MAX_ATTEMPTS_LIMIT:,}")
 
 
 def check_aware(name: str, value: object) -> None:

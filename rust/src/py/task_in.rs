@@ -75,26 +75,15 @@ impl<'py> Fields<'py> {
         };
         let kind = text("type", task.getattr(intern!(py, "type"))?)?;
         let queue = text("queue", task.getattr(intern!(py, "queue"))?)?;
-        let priority = task.getattr(intern!(py, "priority"))?;
-        let priority = priority.extract::<i16>().map_err(|_| {
-            refused(format!("priority is {priority}, but must be a whole number, 0 to {PRIORITY_LIMIT}"))
-        })?;
         let payload = task.getattr(intern!(py, "payload"))?;
         let max_attempts = task.getattr(intern!(py, "max_attempts"))?;
         let max_attempts = max_attempts.extract::<i16>().ok().filter(|&n| n >= 1).ok_or_else(|| {
             refused(format!("max_attempts is {max_attempts}, but must be a whole number, 1 to {}", i16::MAX))
         })?;
-        let run_at = task.getattr(intern!(py, "run_at"))?;
-        let when = if run_at.is_none() {
-            let delay = task.getattr(intern!(py, "delay"))?;
-            if delay.is_none() { None } else { read_delay(&delay)? }
-        } else {
-            Some(When::At(read_time("run_at", &run_at)?))
-        };
         let token = task.getattr(intern!(py, "idempotency_token"))?;
         let token = if token.is_none() { None } else { Some(text("idempotency_token", token)?) };
         let extras = task.getattr(intern!(py, "_extras"))?;
-        let Extras { expires_at, rule, options } =
+        let Extras { priority, when, expires_at, rule, options } =
             if extras.is_none() { Extras::default() } else { Extras::read(&extras, token.is_some())? };
         Ok(Self { kind, queue, priority, payload, max_attempts, when, expires_at, token, rule, options })
     }
@@ -111,22 +100,35 @@ impl<'py> Fields<'py> {
     }
 }
 
-/// What few tasks have.
+/// What most tasks do without.
 #[derive(Default)]
 struct Extras {
+    priority: i16,
+    when: Option<When>,
     expires_at: Option<i64>,
     rule: TokenRule,
     options: Option<RunOptions>,
 }
 
 impl Extras {
-    /// A `fastq.task.Extras`, of which each part checked itself when it was made.
+    /// A `fastq.task.Extras`, checked when it was made; what was put in its place since is refused.
     fn read(extras: &Bound<'_, PyAny>, has_token: bool) -> Result<Self> {
         type Any<'py> = Bound<'py, PyAny>;
-        let (expires_at, token_options, timeout, retry) = extras
-            .extract::<(Any<'_>, Any<'_>, Any<'_>, Any<'_>)>()
+        type All<'py> = (Any<'py>, Any<'py>, Any<'py>, Any<'py>, Any<'py>, Any<'py>, Any<'py>);
+        let (priority, delay, run_at, expires_at, token_options, timeout, retry) = extras
+            .extract::<All<'_>>()
             .map_err(|_| refused(format!("_extras is {}, but must be what Task made of it", name_of(extras))))?;
+        let wrong = || refused(format!("priority is {priority}, but must be a whole number, 0 to {PRIORITY_LIMIT}"));
+        let when = if !run_at.is_none() {
+            Some(When::At(read_time("run_at", &run_at)?))
+        } else if delay.is_none() {
+            None
+        } else {
+            read_delay(&delay)?
+        };
         Ok(Self {
+            priority: priority.extract().map_err(|_| wrong())?,
+            when,
             expires_at: if expires_at.is_none() { None } else { Some(read_time("expires_at", &expires_at)?) },
             rule: if has_token && !token_options.is_none() { read_rule(&token_options)? } else { TokenRule::default() },
             options: run_options::read(&timeout, &retry).map_err(refused)?,

@@ -245,7 +245,7 @@ GUARDS: Final = (
     _rust(
         "claim: one under way is no lost one",
         "engine/consume/books",
-        "*no <= self.settled_no && !self.held.contains(no)",
+        "is_old(*no) && !self.held.contains(no)",
         "!self.held.contains(no)",
         _INTERLEAVED + "test_a_claim_whose_answer_is_under_way_is_not_given_back_by_the_heartbeat",
     ),
