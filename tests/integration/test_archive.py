@@ -103,6 +103,38 @@ def test_what_completes_behind_the_copy_is_archived_too(lab: Lab) -> None:
     assert archived(lab) == [late, first]
 
 
+def test_a_leaf_that_can_not_be_emptied_yet_is_looked_through_once(lab: Lab) -> None:
+    """One of its tasks runs still. What a queue keeps in it that archives nothing is passed by once, not in each round."""
+    runs = Runs()
+    rules = {"archived": Retention(archive=True)}
+    consumer = lab.consumer(runs, completed_retention=0.5, failed_retention=0.5, queue_retention=rules)
+    [running] = lab.enqueue("hold")
+    wait_until(lambda: running in runs.ids)
+    kept = 50_000
+    lab.db.execute(
+        "INSERT INTO done (lo, consumer, no, done_at, took_us, lane, leaf, attempts, ids) "
+        "SELECT i, 1, i, clock_timestamp() - interval '1 minute', 1, (SELECT id FROM lane WHERE type = 't'), "
+        "(SELECT leaf FROM claim), 1, int8multirange(int8range(i, i + 1)) FROM generate_series(1000000, 1000000 + %s - 1) i",
+        [kept],
+    )
+    archived_id = lab.producer.enqueue(Task("t", queue="archived")).id
+    _wait_until_archived(lab, [archived_id])
+
+    def statements_of_rounds() -> int:
+        """Rounds are a second apart, heartbeats a fifth: of four rounds."""
+        before = consumer.stats()
+        wait_until(lambda: consumer.stats()["beats"] >= before["beats"] + 20)
+        return int(consumer.stats()["statements"] - before["statements"])
+
+    # A look through takes a hundred statements, all else that a consumer does in this time little more.
+    wait_until(
+        lambda: statements_of_rounds() < kept // 500 * 3 // 2, timeout=60, message="rounds that look at nothing again"
+    )
+    assert lab.value("SELECT count(*) FROM done WHERE lo >= 1000000") == kept
+    runs.release.set()
+    wait_until(lambda: lab.value("SELECT count(*) FROM done WHERE lo >= 1000000") == 0, timeout=30)
+
+
 def test_what_cannot_be_archived_stays(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     """Somebody has dropped the table: nothing is removed until it is back, and everything else goes on."""
     caplog.set_level("INFO", "fastq")

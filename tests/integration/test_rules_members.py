@@ -198,3 +198,34 @@ def test_a_dead_task_that_can_not_be_forgotten_keeps_no_other_clean_up_waiting(
     # Once, however many rounds it lasted, and not over before it was.
     assert caplog.text.count("old tasks can't be forgotten") == 1
     assert caplog.text.count("old tasks can be forgotten again") == 1
+
+
+def test_content_that_can_not_be_read_keeps_nobody_waiting(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    """A claim of one task is made before its content is looked for, where that lies in another leaf than the last one's."""
+    # Another leaf than a consumer begins with.
+    lab.db.execute(
+        "UPDATE leaf SET state = CASE no WHEN 0 THEN 'closed' ELSE 'open' END, opened_at = clock_timestamp(), "
+        "closed_at = CASE no WHEN 0 THEN clock_timestamp() END WHERE no < 2"
+    )
+    culprit, *others = [lab.producer.enqueue(Task("t")).id for _ in range(3)]
+    assert lab.value("SELECT count(*) FROM task_01") == 3
+    lab.db.execute("ALTER TABLE task ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+    lab.db.execute(
+        "CREATE FUNCTION is_whole(id bigint, bad bigint) RETURNS boolean LANGUAGE plpgsql AS "
+        "$$BEGIN IF id = bad THEN RAISE EXCEPTION 'can''t be read' USING ERRCODE = 'XX001'; END IF; RETURN true; END$$"
+    )
+    lab.db.execute(
+        sql.SQL("CREATE POLICY whole ON task USING ({}.is_whole(id, {}))").format(
+            sql.Identifier(lab.schema), sql.Literal(culprit)
+        )
+    )
+    runs = Runs()
+    consumer = lab.consumer(runs, concurrency=1, heartbeat_interval=60.0, dead_after=200.0, lease=180.0)
+    wait_until(lambda: runs.ids == others, message="the others")
+    wait_until(lambda: lab.value("SELECT count(*) FROM delayed WHERE id = %s", culprit) == 1, message="it is put off")
+    assert consumer.stats()["beats"] == 0, "no heartbeat had to find what the claim left"
+    assert caplog.text.count(f"task {culprit} can't be claimed, and is put off for a minute") == 1
+    lab.db.execute("DROP POLICY whole ON task")
+    lab.db.execute("ALTER TABLE task NO FORCE ROW LEVEL SECURITY, DISABLE ROW LEVEL SECURITY")
+    lab.db.execute("UPDATE delayed SET run_at = clock_timestamp()")
+    wait_until(lambda: runs.ids == [*others, culprit], timeout=20)

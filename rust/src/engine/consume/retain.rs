@@ -169,6 +169,21 @@ impl Walk {
     fn new(leaf: i16, after: i64) -> Self {
         Self { leaf, after, first_kept: None }
     }
+
+    /// Up to where all is gone, or stays.
+    fn upto(&self) -> i64 {
+        self.first_kept.map_or(self.after, |first| first - 1)
+    }
+}
+
+/// Whether a leaf is free to be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freed {
+    Yes,
+    /// Something names it still.
+    No,
+    /// A task ended behind the walk that archived it.
+    NotArchived,
 }
 
 /// See the module.
@@ -179,6 +194,8 @@ pub struct Retention {
     leaves: Vec<i16>,
     /// Up to where the completions of a leaf need no look.
     walked: BTreeMap<i16, i64>,
+    /// Up to where those of a leaf that is to be emptied have been archived. It may stay for long: one of its tasks may still run.
+    archived: BTreeMap<i16, i64>,
     whole_walk_due: Instant,
     whole_walk_began: Option<Instant>,
     due: Instant,
@@ -197,6 +214,7 @@ impl Retention {
             step: Step::OpenLeaf,
             leaves: Vec::new(),
             walked: BTreeMap::new(),
+            archived: BTreeMap::new(),
             whole_walk_due: now,
             whole_walk_began: None,
             due: now,
@@ -240,6 +258,7 @@ impl Retention {
             Step::ListLeaves => {
                 let rows = link.query("list_leaves_to_empty", &[&kept]).await?;
                 self.leaves = rows.iter().rev().map(|r| r.get(0)).collect();
+                self.archived.retain(|leaf, _| self.leaves.contains(leaf));
                 self.next_leaf()
             }
             Step::MoveChunks(leaf) => {
@@ -253,7 +272,7 @@ impl Retention {
                 if carried > 0 {
                     Step::CarryDelayed(leaf)
                 } else if self.kept.archived().is_some() {
-                    Step::ArchiveLeaf(Walk::new(leaf, 0))
+                    Step::ArchiveLeaf(Walk::new(leaf, self.archived.get(&leaf).copied().unwrap_or(0)))
                 } else {
                     Step::EmptyLeaf(leaf)
                 }
@@ -263,20 +282,15 @@ impl Retention {
                 let rules = self.kept.archived().unwrap_or_default();
                 match walk_on(link, (me, term), walk, &rules, Some(false)).await? {
                     Some((walk, true)) => Step::ArchiveLeaf(walk),
-                    _ => Step::EmptyLeaf(leaf),
+                    Some((walk, false)) => {
+                        self.archived.insert(leaf, walk.upto());
+                        Step::EmptyLeaf(leaf)
+                    }
+                    None => Step::EmptyLeaf(leaf),
                 }
             }
             Step::EmptyLeaf(leaf) => {
-                match self.empty(shared, link, me, term, leaf).await {
-                    Ok(true) => shared.log(Level::Info, "leader", format!("emptied leaf {leaf}")),
-                    Ok(false) => {}
-                    // Someone reads it, or still writes to it: again in the next round.
-                    Err(e) if e.sqlstate() == Some("55P03") => {
-                        shared.log(Level::Debug, "leader", format!("leaf {leaf} is in use: {e}"));
-                        self.gave_way = true;
-                    }
-                    Err(e) => return Err(e),
-                }
+                self.try_to_empty(shared, link, (me, term), leaf).await?;
                 self.next_leaf()
             }
             Step::ListUsedLeaves => {
@@ -391,13 +405,31 @@ impl Retention {
         if more {
             return Ok(Step::PurgeDone(walk));
         }
-        self.walked.insert(walk.leaf, walk.first_kept.map_or(walk.after, |first| first - 1));
+        self.walked.insert(walk.leaf, walk.upto());
         Ok(self.next_walk())
+    }
+
+    async fn try_to_empty(&mut self, shared: &Shared, link: &Link, (me, term): (i64, i64), leaf: i16) -> Result<()> {
+        match self.empty(shared, link, me, term, leaf).await {
+            Ok(Freed::Yes) => {
+                self.archived.remove(&leaf);
+                shared.log(Level::Info, "leader", format!("emptied leaf {leaf}"));
+            }
+            Ok(Freed::NotArchived) => drop(self.archived.remove(&leaf)),
+            Ok(Freed::No) => {}
+            // Someone reads it, or still writes to it: again in the next round.
+            Err(e) if e.sqlstate() == Some("55P03") => {
+                shared.log(Level::Debug, "leader", format!("leaf {leaf} is in use: {e}"));
+                self.gave_way = true;
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
     }
 
     /// Empties a leaf of `task` and of `done` in one transaction, if nothing names it any more. Whoever reads a leaf waits for the end of its
     /// truncation, claims too: the commit is sent along with it, and what has to be durable with it is so before.
-    async fn empty(&self, shared: &Shared, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
+    async fn empty(&self, shared: &Shared, link: &Link, me: i64, term: i64, leaf: i16) -> Result<Freed> {
         Counters::add(&shared.counters.statements, 5);
         link.prepare_leaf("truncate_leaf", leaf).await?;
         link.batch("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = 'local'").await?;
@@ -405,30 +437,30 @@ impl Retention {
         link.batch("COMMIT").await?;
         link.batch(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
         let freed = self.lock_and_free(link, me, term, leaf).await;
-        if !matches!(freed, Ok(true)) {
+        if !matches!(freed, Ok(Freed::Yes)) {
             link.batch("ROLLBACK").await?;
             return freed;
         }
         let (truncated, committed) = tokio::join!(link.execute_leaf("truncate_leaf", leaf), link.batch("COMMIT"));
         truncated?;
         committed?;
-        Ok(true)
+        Ok(Freed::Yes)
     }
 
-    async fn lock_and_free(&self, link: &Link, me: i64, term: i64, leaf: i16) -> Result<bool> {
+    async fn lock_and_free(&self, link: &Link, me: i64, term: i64, leaf: i16) -> Result<Freed> {
         link.execute_leaf("lock_leaf", leaf).await?;
         let row = link.query_opt("check_leaf_empty", &[&me, &term, &leaf, &seconds(self.kept.leaf())]).await?;
         if !row.is_some_and(|r| r.get(0)) {
-            return Ok(false);
+            return Ok(Freed::No);
         }
         if let Some((queues, _, archived)) = self.kept.archived() {
             let row = link.query_opt("check_leaf_archived", &[&leaf, &queues, &archived]).await?;
             if !row.is_some_and(|r| r.get(0)) {
-                return Ok(false);
+                return Ok(Freed::NotArchived);
             }
         }
         link.execute("free_leaf", &[&leaf]).await?;
-        Ok(true)
+        Ok(Freed::Yes)
     }
 }
 

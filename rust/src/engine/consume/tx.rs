@@ -158,6 +158,25 @@ impl Tx {
         }
     }
 
+    /// Changes what is known of one, and answers what is known then.
+    pub fn change(&self, holder: &Holder, change: impl FnOnce(&mut Part)) -> Option<Part> {
+        let mut parts = self.parts.lock();
+        let part = parts.get_mut(holder)?;
+        change(part);
+        Some(part.clone())
+    }
+
+    /// It is none of these any more, if no transaction is to complete it and `is_wanted`. From here on none can be.
+    pub fn take_held(&self, holder: &Holder, is_wanted: impl FnOnce(&Part) -> bool) -> Option<Part> {
+        let mut parts = self.parts.lock();
+        if !parts.get(holder).is_some_and(|p| p.state == State::Held && is_wanted(p)) {
+            return None;
+        }
+        let part = parts.remove(holder);
+        self.busy.fetch_sub(1, Ordering::AcqRel);
+        part
+    }
+
     /// It is none of these any more.
     pub fn remove(&self, holder: &Holder) {
         if self.parts.lock().remove(holder).is_some() {
@@ -249,9 +268,29 @@ mod tests {
         assert!(tx.is_sent(&holder));
         assert!(tx.send(&holder).is_none());
         assert!(!tx.is_idle());
+        assert!(tx.take_held(&holder, |_| true).is_none(), "its transaction decides");
         tx.remove(&holder);
         tx.remove(&holder);
         assert!(tx.is_idle() && tx.send(&holder).is_none());
+        let (_, ready) = part(1, 5, 9, State::Held);
+        tx.set(holder, ready);
+        assert!(tx.take_held(&holder, |_| false).is_none());
+        assert_eq!(tx.take_held(&holder, |_| true).map(|p| p.no), Some(9));
+        assert!(tx.is_idle() && tx.send(&holder).is_none(), "the handler's outcome counts");
+    }
+
+    #[test]
+    fn what_a_thread_says_of_its_statement_is_not_lost_to_what_the_completer_notes() {
+        let tx = Tx::default();
+        let (holder, ready) = part(1, 5, 9, State::Held);
+        tx.set(holder, ready);
+        tx.send(&holder);
+        let noted = tx.change(&holder, |part| {
+            part.fresh = 10;
+        });
+        tx.wrote(&holder);
+        assert_eq!(noted.map(|p| (p.state, p.fresh)), Some((State::Sent, 10)));
+        assert_eq!(tx.get(&holder).map(|p| (p.state, p.fresh)), Some((State::Written, 10)));
     }
 
     #[test]

@@ -59,11 +59,20 @@ impl Claimer<'_> {
     }
 
     /// Fewer rows than ids: an edit or a move overtook the claim's snapshot, or the content of a single task lies in another leaf than the
-    /// last one's. A new statement sees them; what is still missing has no content any more and fails for good.
-    async fn find_missing(&self, chunk: &mut Chunk, leaf: i16, lo: i64, hi: i64) -> Result<()> {
+    /// last one's. A new statement sees them; what is still missing has no content any more and fails for good. Content that can't be read
+    /// goes back, for claims of one task that read where it lies: such a claim fails by itself, and finds out which task it is.
+    async fn find_missing(&mut self, chunk: &mut Chunk, leaf: i16, lo: i64, hi: i64) -> Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
         let missing: Vec<i64> = (lo..=hi).filter(|&id| !chunk.knows(id)).collect();
-        for row in link.query("read_tasks", &[&leaf, &missing]).await? {
+        let rows = match link.query("read_tasks", &[&leaf, &missing]).await {
+            Err(e) if e.is_data_fault() => {
+                self.search.look_closer();
+                self.give_back(chunk, missing);
+                return Ok(());
+            }
+            rows => rows?,
+        };
+        for row in rows {
             let (created, payload): (Timestamp, &[u8]) = (row.get(1), row.get(3));
             chunk.push(row.get(0), created.0, row.get::<_, i8>(2).cast_unsigned(), payload);
         }
@@ -71,6 +80,13 @@ impl Claimer<'_> {
             self.fail(chunk, id, "the task's content is missing".to_owned());
         }
         Ok(())
+    }
+
+    /// Gives back tasks of a claim whose content could not be read.
+    fn give_back(&self, chunk: &Chunk, ids: Vec<i64>) {
+        *self.books.borrow_mut().held.entry((chunk.epoch, chunk.no)).or_default() += ids.len() as u64;
+        let give = |id| Ended::given_back(Holder { epoch: chunk.epoch, no: chunk.no, id });
+        self.shared.outcomes.append(&mut ids.into_iter().map(give).collect());
     }
 
     /// Fails a task for good that no handler can be given.

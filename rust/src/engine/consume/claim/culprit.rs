@@ -24,6 +24,11 @@ impl Search {
     pub(super) fn new() -> Self {
         Self { most: i64::MAX, in_a_row: 0, named: Named::default() }
     }
+
+    /// What a claim brought can't be read: the next ones bring one task each.
+    pub(super) fn look_closer(&mut self) {
+        self.most = 0;
+    }
 }
 
 impl Claimer<'_> {
@@ -38,7 +43,8 @@ impl Claimer<'_> {
         }
         match self.claim(asked).await {
             Ok(brought) => {
-                self.search.most = self.search.most.saturating_mul(2);
+                // 0: this one could not be read, and the next one is to find out why.
+                self.search.most = self.search.most.saturating_mul(2).max(1);
                 self.search.in_a_row = 0;
                 Ok(Some(brought))
             }

@@ -63,15 +63,15 @@ impl Completer<'_> {
             return;
         }
         for mut one in std::mem::take(ended) {
-            let part = self.shared.tx.get(&one.holder);
-            match part {
-                None => ended.push(one),
-                Some(part) if part.state == State::Held && !(part.was_back && is_return(&one.outcome)) => {
-                    self.forget(one.holder, &part, false);
-                    one.holder.no = part.no;
-                    ended.push(one);
-                }
-                Some(_) => self.undecided.push(Undecided { ended: one, look: LOOK, due_at: Instant::now() }),
+            let counts = |part: &Part| !(part.was_back && is_return(&one.outcome));
+            if let Some(part) = self.shared.tx.take_held(&one.holder, counts) {
+                self.forget(one.holder, &part, false);
+                one.holder.no = part.no;
+                ended.push(one);
+            } else if self.shared.tx.get(&one.holder).is_none() {
+                ended.push(one);
+            } else {
+                self.undecided.push(Undecided { ended: one, look: LOOK, due_at: Instant::now() });
             }
         }
     }
@@ -204,7 +204,7 @@ impl Completer<'_> {
             for ((holder, asks), part) in members.into_iter().zip(parts) {
                 let is_held = there.contains(&part.no);
                 if is_held {
-                    self.shared.tx.set(holder, Part { state: State::Held, home, ..part });
+                    self.shared.tx.change(&holder, |part| (part.state, part.home) = (State::Held, home));
                 } else {
                     self.unpart(holder, &part);
                     part.task.lose();
@@ -234,8 +234,8 @@ impl Completer<'_> {
             let answer = match (end, self.shared.tx.get(&holder)) {
                 (End::Open, _) => Answer::Open,
                 (End::Back, _) => Answer::Held,
-                (End::Done, Some(part)) => {
-                    self.shared.tx.set(holder, Part { state: State::Done, ..part });
+                (End::Done, Some(_)) => {
+                    self.shared.tx.change(&holder, |part| part.state = State::Done);
                     Answer::Done
                 }
                 (End::Lost, Some(part)) => {
@@ -257,11 +257,12 @@ impl Completer<'_> {
         let mut ends = Vec::new();
         let mut by_epoch: BTreeMap<u32, Vec<(Holder, Part)>> = BTreeMap::new();
         for holder in holders {
-            let Some(mut part) = self.shared.tx.get(holder) else { continue };
-            if part.fresh == 0 {
-                part.fresh = Self::new_no(&mut self.books.borrow_mut(), holder.epoch);
-                self.shared.tx.set(*holder, part.clone());
-            }
+            let number = |part: &mut Part| {
+                if part.fresh == 0 {
+                    part.fresh = Self::new_no(&mut self.books.borrow_mut(), holder.epoch);
+                }
+            };
+            let Some(part) = self.shared.tx.change(holder, number) else { continue };
             by_epoch.entry(holder.epoch).or_default().push((*holder, part));
         }
         for (epoch, members) in by_epoch {
@@ -284,8 +285,9 @@ impl Completer<'_> {
                 };
                 if end == End::Back {
                     self.books.borrow_mut().settle(epoch, part.no, 1);
-                    let part = Part { no: part.fresh, fresh: 0, state: State::Held, was_back: true, ..part };
-                    self.shared.tx.set(holder, part);
+                    self.shared.tx.change(&holder, |now| {
+                        (now.no, now.fresh, now.state, now.was_back) = (part.fresh, 0, State::Held, true);
+                    });
                 }
                 ends.push((holder, end));
             }
@@ -321,7 +323,7 @@ impl Completer<'_> {
                     }
                     self.undecided.push(one);
                 }
-                (Some(End::Back), Some(part)) => self.take_back_tx(one.ended, &part, &mut flushes),
+                (Some(End::Back), Some(_)) => self.take_back_tx(one, &mut flushes),
                 (Some(End::Done), Some(part)) => self.count_done(&one.ended, &part),
                 (Some(End::Lost), Some(part)) => self.count_lost(&one.ended, &part),
                 (_, None) | (None, _) => self.put_into(&mut flushes, one.ended),
@@ -332,24 +334,37 @@ impl Completer<'_> {
     }
 
     /// No transaction is to complete it: the handler's outcome counts, but that it returned is no completion where one was rolled back.
-    fn take_back_tx(&mut self, mut ended: Ended, part: &Part, flushes: &mut BTreeMap<u32, Flush>) {
+    fn take_back_tx(&mut self, one: Undecided, flushes: &mut BTreeMap<u32, Flush>) {
+        let mut ended = one.ended;
+        let returned = is_return(&ended.outcome);
         // Not back, but never sent: the handler ended while its claim was being made.
-        if part.was_back && is_return(&ended.outcome) {
+        if let Some(part) = self.shared.tx.take_held(&ended.holder, |part| !(part.was_back && returned)) {
+            self.forget(ended.holder, &part, false);
+            ended.holder.no = part.no;
+            self.put_into(flushes, ended);
+            return;
+        }
+        let mut part = None;
+        self.shared.tx.change(&ended.holder, |now| {
+            if now.state == State::Held {
+                now.was_back = false;
+                part = Some(now.clone());
+            }
+        });
+        if let Some(part) = part {
             let id = ended.holder.id;
             let message = format!(
                 "task {id}: its handler returned, but the transaction that was to complete it (complete_tx) was rolled back"
             );
             self.shared.log(Level::Debug, "completer", message);
-            self.shared.tx.set(ended.holder, Part { was_back: false, ..part.clone() });
             self.shared.expiring.fetch_add(1, Ordering::AcqRel);
-            self.shared.tx.add_undone(Undone { task: part.task.clone(), took_us: ended.took_us });
+            self.shared.tx.add_undone(Undone { task: part.task, took_us: ended.took_us });
             self.shared.outcomes.flushed(1, ended.bytes());
             self.shared.outbox.poke();
-            return;
+        } else {
+            // What its handler left running has another transaction complete it: that one decides.
+            self.undecided.push(Undecided { ended, ..one });
         }
-        self.forget(ended.holder, part, false);
-        ended.holder.no = part.no;
-        self.put_into(flushes, ended);
     }
 
     fn put_into(&self, flushes: &mut BTreeMap<u32, Flush>, ended: Ended) {
