@@ -7,14 +7,13 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
 
 from fastq._options import read_name
 from fastq.errors import SettingsError
 from fastq.lifespan import signature_of
-from fastq.task import PRIORITY, Enqueued, Task, TaskKeywords
+from fastq.task import Enqueued, Task, TaskKeywords
 
 if TYPE_CHECKING:
     from fastq.producer import Producer
@@ -36,11 +35,7 @@ class TaskOptions(TaskKeywords, total=False):
     """What `TaskFunction.with_options` takes, each as `Task` does."""
 
     queue: str
-    priority: int
     max_attempts: int
-    delay: float | timedelta | None
-    run_at: datetime | None
-    expires_at: datetime | None
     idempotency_token: str | None
 
 
@@ -50,11 +45,7 @@ class Options:
 
     queue: str
     max_attempts: int
-    delay: float | timedelta | None = None
-    run_at: datetime | None = None
     idempotency_token: str | None = None
-    priority: int = PRIORITY
-    expires_at: datetime | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     """Of `TaskKeywords` what was given."""
 
@@ -123,11 +114,7 @@ class TaskFunction(Generic[P, R]):
             self.type,
             payload,
             queue=options.queue,
-            priority=options.priority,
-            delay=options.delay,
-            run_at=options.run_at,
             max_attempts=options.max_attempts,
-            expires_at=options.expires_at,
             idempotency_token=options.idempotency_token,
             **options.more,
         )

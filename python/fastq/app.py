@@ -136,7 +136,9 @@ class App:
             raise SettingsError(
                 f"type is {name!r}, but a function's tasks are enqueued by it: it can't end in * (see Consumer.handler)"
             )
-        options = Options(read_name("queue", queue), max_attempts, priority=priority)
+        options = Options(
+            read_name("queue", queue), max_attempts, more={"priority": priority} if priority != PRIORITY else {}
+        )
         Task(name, queue=queue, priority=priority, max_attempts=max_attempts)
         cap = None if workers is None else read_count("workers", workers)
         limit = None if timeout is None else read_duration("timeout", timeout)

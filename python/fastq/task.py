@@ -43,8 +43,14 @@ class TokenKeywords(TypedDict, total=False):
 
 
 class TaskKeywords(TokenKeywords, total=False):
-    """What few tasks are given, as `Task` takes it."""
+    """What most tasks do without, as `Task` takes it."""
 
+    priority: int
+    """0 to 9; within its queue the higher is claimed first."""
+    delay: float | timedelta | None
+    """Seconds, or a timedelta, until it may start, counted by the database's clock from its enqueue."""
+    run_at: datetime | None
+    """Not before this time (aware); it wins over ``delay``, and a time gone by means now."""
     expires_at: datetime | None
     """No run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired. None: never."""
     timeout: float | timedelta | None
@@ -80,26 +86,23 @@ class Extras(NamedTuple):
 _NONE: Final = Extras()
 
 
-def _read_extras(
-    priority: int, delay: float | timedelta | None, run_at: datetime | None, token: str | None, given: TaskKeywords
-) -> Extras | None:
+def _read_extras(token: str | None, given: TaskKeywords) -> Extras | None:
     """None where all is as it is by default.
 
     Raises:
         SettingsError: a naive time, a number out of range, or a wrong option of the token.
         TypeError: an option that there is not, or a value of another type.
     """
+    if unknown := given.keys() - TaskKeywords.__annotations__.keys():
+        raise TypeError(f"Task() got an unexpected keyword argument {min(unknown)!r}")
+    priority, delay, run_at = given.pop("priority", PRIORITY), given.pop("delay", None), given.pop("run_at", None)
+    expires_at = given.pop("expires_at", None)
+    timeout, retry = given.pop("timeout", None), given.pop("retry", None)
     check_priority(priority)
     if delay is not None:
         delay = to_seconds("delay", delay)
     if run_at is not None:
         check_aware("run_at", run_at)
-    if not given:
-        return Extras(priority, delay, run_at)
-    if unknown := given.keys() - TaskKeywords.__annotations__.keys():
-        raise TypeError(f"Task() got an unexpected keyword argument {min(unknown)!r}")
-    expires_at = given.pop("expires_at", None)
-    timeout, retry = given.pop("timeout", None), given.pop("retry", None)
     if expires_at is not None:
         check_aware("expires_at", expires_at)
     if timeout is not None:
@@ -153,12 +156,12 @@ class Task:
         type: ties the task to its handler; 1 to 255 characters.
         payload: anything that JSON can hold, or raw ``bytes``; at most 1 MiB encoded (a producer's setting).
         queue: the name under which consumers pick it; 1 to 255 characters.
-        priority: 0 to 9; within its queue the higher is claimed first.
-        delay: seconds, or a timedelta, until it may start, counted by the database's clock from its enqueue.
-        run_at: not before this time (aware); it wins over ``delay``, and a time gone by means now.
         max_attempts: runs in all, 1 to 32,767, before it fails for good.
         idempotency_token: unique for its type while the task is kept; a second enqueue answers its id.
-        **more: ``expires_at``: no run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired.
+        **more: ``priority``: 0 to 9; within its queue the higher is claimed first.
+            ``delay``: seconds, or a timedelta, until it may start, counted by the database's clock from its enqueue.
+            ``run_at``: not before this time (aware); it wins over ``delay``, and a time gone by means now.
+            ``expires_at``: no run of it, a retry neither, starts after this time (aware), by the database's clock: it ends as expired.
             ``timeout`` (seconds, or a timedelta) and ``retry`` (an `ExponentialBackoff` or a `ConstantBackoff`) of this task alone,
             stored with it: they win over its type's and its consumer's, see docs/tasks.md. And how the token is meant, where it is
             otherwise: ``token_scope``, ``token_until``, ``token_ttl``, ``on_conflict``, see `TokenKeywords` and docs/tokens.md.
@@ -193,14 +196,12 @@ class Task:
         payload: object = None,
         *,
         queue: str = "default",
-        priority: int = PRIORITY,
-        delay: float | timedelta | None = None,
-        run_at: datetime | None = None,
         max_attempts: int = MAX_ATTEMPTS,
         idempotency_token: str | None = None,
         **more: Unpack[TaskKeywords],
     ) -> None:
-        # A million of these are made in a row: only what is given is looked at.
+        # A million of these are made in a row: only what is given is looked at, and what is seldom given is no parameter, each of
+        # which Python fills in.
         self.type = type
         self.payload = payload
         self.queue = queue
@@ -208,10 +209,7 @@ class Task:
             _check_max_attempts(max_attempts)
         self.max_attempts = max_attempts
         self.idempotency_token = idempotency_token
-        if more or delay is not None or run_at is not None or priority is not PRIORITY:
-            self._extras = _read_extras(priority, delay, run_at, idempotency_token, more)
-        else:
-            self._extras = None
+        self._extras = _read_extras(idempotency_token, more) if more else None
 
     def _extra(self, **changed: Any) -> None:
         # As other attributes: what is put in place of what was checked here is refused by the engine.

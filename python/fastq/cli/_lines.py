@@ -14,9 +14,7 @@ from fastq.errors import FastqError
 from fastq.settings import PAYLOAD_LIMIT
 from fastq.task import Task, TaskKeywords
 
-KEYS: Final = tuple(
-    sorted({*Task.__slots__, "priority", "delay", "run_at", *TaskKeywords.__annotations__} - {"_extras"})
-)
+KEYS: Final = tuple(sorted({*Task.__slots__, *TaskKeywords.__annotations__} - {"_extras"}))
 # A payload's source is longer than what is stored: at worst six characters (an escape) stand for one.
 _LINE_LIMIT: Final = 8 * PAYLOAD_LIMIT
 
