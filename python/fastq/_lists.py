@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from fastq._arguments import read_priorities, read_texts
+from fastq._arguments import Within, read_priorities, read_texts, read_within
 from fastq._records import LAST_ID, Kind, Page, Places, State, TaskRecord, places_of, to_record
 from fastq._work import Plan, Row, read
 from fastq.errors import SettingsError
-from fastq.task import check_aware
 
 Order: TypeAlias = Literal["created_at", "id"]
 #: States, types, queues and priorities.
@@ -25,29 +23,16 @@ Which: TypeAlias = tuple[int | None, int | None, datetime | None, datetime | Non
 LIMIT: Final = 10_000
 #: Rows of each state's table that one statement looks at; more than 1,023, which the completed ones need to get on.
 ROWS: Final = 20_000
-#: Tasks whose times and payloads one statement looks at, where these decide: the first one, each then twice as many, and at most.
+#: Tasks whose times and payloads one statement looks at, where these decide: at least, and at most.
 LOOKS: Final = (1_000, 8_000)
+#: For each task that is wanted the first one looks at so many, each then at twice as many: a page of what a hundredth of all tasks match
+#: comes with one statement, whose preparation costs as much as some thousand looks.
+_LOOKS_A_TASK: Final = 120
 #: Seconds after which a page is answered as it is. A statement that began before takes some hundredths more.
 LONG_ENOUGH: Final = 0.15
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _AFTER: Final = re.compile(r"(?P<order>id|created_at)-(?P<way>up|down)-(?P<time>-?\d{1,17})-(?P<id>\d{1,18})", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class _Within:
-    """Which tasks are meant, whatever they are."""
-
-    first_id: int
-    last_id: int
-    since: datetime | None
-    before: datetime | None
-    text: bytes | None
-
-    @property
-    def looks(self) -> bool:
-        """Whether a task's content decides."""
-        return self.since is not None or self.before is not None or self.text is not None
 
 
 def list_tasks(
@@ -62,7 +47,7 @@ def list_tasks(
         raise SettingsError(f"order_by is {order_by!r}, but must be 'created_at' or 'id'")
     if not isinstance(descending, bool):
         raise SettingsError(f"descending is {descending!r:.100}, but must be True or False")
-    within = _read_within(*which)
+    within = read_within(*which)
     time_, last_id = _from_after(after, order_by, descending=descending)
     if order_by == "created_at" and within.text is not None:
         raise SettingsError(
@@ -82,33 +67,49 @@ def list_tasks(
 
 
 def _by_id(
-    places: Places, lanes: list[int] | None, within: _Within, limit: int, at: int, *, descending: bool
+    places: Places, lanes: list[int] | None, within: Within, limit: int, at: int, *, descending: bool
 ) -> Plan[Page]:
     """Statement after statement, each of which looks at so much, until the page is full, all is seen, or it was long enough."""
     until = time.monotonic() + LONG_ENOUGH
-    way, name, far = "up", "list_tasks_by_id_ascending", within.last_id
-    at = max(at, within.first_id - 1)
-    if descending:
-        way, name, far = "down", "list_tasks_by_id_descending", within.first_id
-        at = min(max(at, 0), within.last_id + 1)
+    way, far = ("down", within.first_id) if descending else ("up", within.last_id)
+    at = min(max(at, 0), within.last_id + 1) if descending else max(at, within.first_id - 1)
     tasks: list[TaskRecord] = []
-    looks, most = LOOKS
+    looks = first_looks(limit)
     while at > far if descending else at < far:
         left = limit - len(tasks)
         # One more than wanted tells whether there are more.
-        bounds = (far, within.since, within.before, within.text, ROWS, max(looks if within.looks else 0, left + 1))
-        rows: list[Row] = yield from read(name, left + 1, at, lanes, *places.params, *bounds, walk=True)
-        found = [row[:-1] for row in rows if row[0] is not None]
-        tasks += [to_record(row, with_errors=False) for row in found[:left]]
-        edge: int | None = rows[0][-1]
-        if len(found) > left:
+        rows, edge = yield from look((places, lanes, within), left + 1, at, looks, descending=descending)
+        tasks += [to_record(row, with_errors=False) for row in rows[:left]]
+        if len(rows) > left:
             edge = tasks[-1].id
         if edge is None:
             break
-        at, looks = edge, min(2 * looks, most)
+        at, looks = edge, 2 * looks
         if len(tasks) >= limit or time.monotonic() >= until:
             return Page(tuple(tasks), f"id-{way}-0-{at}")
     return Page(tuple(tasks), None)
+
+
+def first_looks(limit: int) -> int:
+    """At how many tasks the first `look` for a page is to look."""
+    return max(LOOKS[0], _LOOKS_A_TASK * (limit + 1))
+
+
+def look(
+    where: tuple[Places, list[int] | None, Within], most: int, at: int, looks: int, *, descending: bool
+) -> Plan[tuple[list[Row], int | None]]:
+    """One statement's look for tasks of these states, lanes and contents beyond an id, in order of ids.
+
+    Returns:
+        At most so many, and up to which id it has looked; None: at all.
+    """
+    places, lanes, within = where
+    way, far = ("descending", within.first_id) if descending else ("ascending", within.last_id)
+    seen = max(min(looks, LOOKS[1]) if within.looks else 0, most)
+    bounds = (far, within.since, within.before, within.text, ROWS, seen)
+    rows = yield from read(f"list_tasks_by_id_{way}", most, at, lanes, *places.params, *bounds, walk=True)
+    edge: int | None = rows[0][-1]
+    return [row[:-1] for row in rows if row[0] is not None], edge
 
 
 def lanes_of(
@@ -120,28 +121,6 @@ def lanes_of(
     wanted = (read_texts("types", types), read_texts("queues", queues), read_priorities(priorities))
     rows = yield from read("find_lanes", *wanted, walk=False)
     return [lane for (lane,) in rows]
-
-
-def _read_within(first_id: Any, last_id: Any, since: Any, before: Any, text: Any) -> _Within:
-    for name, id_ in (("first_id", first_id), ("last_id", last_id)):
-        if id_ is not None and id_.__class__ is not int:
-            raise SettingsError(f"{name} is {id_!r}, but must be a whole number")
-    for name, at in (("created_since", since), ("created_before", before)):
-        if at is not None:
-            check_aware(name, at)
-    if text is not None and (not isinstance(text, str | bytes) or not text):
-        raise SettingsError(f"payload_contains is {text!r}, but must be a text or bytes, and not empty")
-    try:
-        wanted = text.encode() if isinstance(text, str) else text
-    except UnicodeEncodeError as error:
-        raise SettingsError(f"payload_contains is {text!r}, which is no text: {error}") from None
-    return _Within(
-        max(0, 0 if first_id is None else min(first_id, LAST_ID)),
-        LAST_ID - 1 if last_id is None else min(max(last_id, 0), LAST_ID - 1),
-        since,
-        before,
-        wanted,
-    )
 
 
 def _to_after(last: TaskRecord, *, descending: bool) -> str:

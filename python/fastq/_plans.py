@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 from fastq._actions import Action, Change, act_on_batch, act_on_one, not_found
 from fastq._arguments import Filter, check_id
-from fastq._lists import lanes_of
+from fastq._lists import LOOKS, lanes_of, look
 from fastq._records import (
     LAST_ID,
     STATES,
@@ -121,7 +121,7 @@ def _check_known(schema: str, id_: int) -> None:
 
 def count_tasks(wanted: Filter) -> Plan[int]:
     """Of `Client.count_tasks`."""
-    if wanted.ids is not None:
+    if wanted.ids is not None or wanted.within is not None or wanted.priorities is not None:
         return (yield from _over_batches(wanted, None))
     return sum(
         tasks
@@ -144,7 +144,7 @@ def act_on_many(action: Action, wanted: Filter, change: Change = _NO_CHANGE) -> 
 
 def _over_batches(wanted: Filter, act_on: Callable[[list[int]], Plan[int]] | None) -> Plan[int]:
     """The tasks that match, in order of ids and in batches, each looked for when it is its turn: how many were acted on, or match."""
-    lanes = yield from lanes_of(wanted.types, wanted.queues)
+    lanes = yield from lanes_of(wanted.types, wanted.queues, wanted.priorities)
     places = wanted.places
     count = 0
     if not places or lanes == []:
@@ -155,6 +155,16 @@ def _over_batches(wanted: Filter, act_on: Callable[[list[int]], Plan[int]] | Non
             batch = [id_ for id_, lane, place in found if place in places and (lanes is None or lane in lanes)]
             if batch:
                 count += len(batch) if act_on is None else (yield from act_on(batch))
+        return count
+    if wanted.within is not None:
+        at: int | None = wanted.within.first_id - 1
+        while at is not None and at < wanted.within.last_id:
+            tasks, edge = yield from look((places, lanes, wanted.within), BATCH, at, LOOKS[1], descending=False)
+            batch = [task[0] for task in tasks]
+            if batch:
+                count += len(batch) if act_on is None else (yield from act_on(batch))
+            # A full batch: there may be more right behind it.
+            at = batch[-1] if len(batch) == BATCH else edge
         return count
     last = 0
     while rows := (yield from read("pick_tasks", BATCH, last, lanes, *places.params, walk=True)):

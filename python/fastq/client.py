@@ -317,7 +317,7 @@ class Client:
 
         Args:
             action: ``"cancel"``, ``"retry"``, ``"delete"`` or ``"edit"``; None: count all that match.
-            **tasks: ``states``, ``types``, ``queues``, ``ids``; see `Filters`.
+            **tasks: ``states``, ``types``, ``queues``, ``priorities``, ``ids``, or as ``list_tasks``; see `Filters`.
 
         Raises:
             SettingsError: no filter is given, or one is wrong. Name all six states (`STATES`) if all tasks are meant.
@@ -331,7 +331,7 @@ class Client:
         A task that is enqueued, or comes into one of the states, while this runs may be left out: call it again until it answers 0.
 
         Args:
-            **tasks: ``states``, ``types``, ``queues``, ``ids``; see `Filters`.
+            **tasks: ``states``, ``types``, ``queues``, ``priorities``, ``ids``, or as ``list_tasks``; see `Filters`.
 
         Returns:
             How many were cancelled by this call. ``count_tasks("cancel", …)`` says beforehand how many it would be.
