@@ -306,7 +306,8 @@ class Scene:
 
         Args:
             *all_promises: as for `check_enqueued`.
-            may_repeat: a crash took claims with it, so a run may be there twice; its first result was refused.
+            may_repeat: a crash took claims with it, so a run may be there twice, its first result refused; and what had not been
+                acknowledged may have run and be gone.
         """
         ids = self.check_enqueued(*all_promises)
         assert self.states() == {"completed": len(ids)}
@@ -317,7 +318,11 @@ class Scene:
             assert lost == []
         starts = Counter(self.journal.started())
         assert starts.keys() >= set(ids.values()), "a completion without a run"
-        assert starts.keys() <= set(ids.values()), "a run of a task that is not there"
+        # What was enqueued at the moment of a crash may have been seen by a worker before it was durable (ADR 2; and a server whose
+        # postmaster is gone waits for no standby): such a run is one of a task that nobody was told is in.
+        unanswered = sum(len(each.refused) + sum(map(len, each.doubtful)) for each in all_promises)
+        gone = starts.keys() - set(ids.values())
+        assert len(gone) <= (unanswered if may_repeat else 0), f"runs of tasks that are not there: {sorted(gone)[:5]}"
         if not may_repeat:
             assert [id_ for id_, count in starts.items() if count > 1] == []
             assert [line for worker in self.workers for line in self.complaints(worker) if "refused" in line] == []
