@@ -11,6 +11,7 @@ from typing import Final, LiteralString, NamedTuple
 import psycopg
 
 from tests.chaos.faults import Fault
+from tests.support.report import Row
 
 #: Seconds after its end within which a run's outcome is stored, while the server is there. A busy machine takes its time.
 _FLUSH: Final = 5.0
@@ -111,6 +112,11 @@ class Account(NamedTuple):
     reruns: int
     """Runs that were begun again because they were lost."""
     findings: list[Finding]
+
+    @property
+    def wrong(self) -> list[Row]:
+        """What must not be, as lines of the report."""
+        return [(f"WRONG: {what}", f"{tasks}, such as {examples}", False) for what, tasks, examples in self.findings]
 
 
 def audit(dsn: str, journal: Path, promises: Iterable[Path], faults: Iterable[Fault], logs: str) -> Account:

@@ -21,6 +21,7 @@ from tests.chaos.faults import Faults
 from tests.chaos.load import KINDS, WORKERS, Producers, Workers
 from tests.support.faults.journal import Journal
 from tests.support.faults.server import PrivateServer
+from tests.support.report import Row, show
 from tests.support.waiting import wait_until
 
 #: Tasks a second, over the whole run with all that struck.
@@ -99,7 +100,7 @@ def run(seconds: float, seed: str, folder: Path) -> bool:
 
 def _report(account: Account, faults: dict[str, int], took: float, drained: float) -> bool:
     rate = account.completed / drained
-    rows: list[tuple[str, str, bool]] = [
+    rows: list[Row] = [
         ("seconds with faults, until all was done", f"{took:.0f}, {drained:.0f}", True),
         ("processes", f"{WORKERS} workers, {len(KINDS)} producers", True),
         ("tasks acknowledged", f"{account.acknowledged:,}", account.acknowledged > 0),
@@ -109,15 +110,9 @@ def _report(account: Account, faults: dict[str, int], took: float, drained: floa
         ("runs that failed as ordered", f"{account.failures:,}", True),
         ("runs lost by a fault, and run again", f"{account.reruns:,}", account.reruns > 0),
         *((f"fault: {kind}", str(count), count > 0) for kind, count in faults.items()),
-        *((f"WRONG: {what}", f"{tasks}, such as {examples}", False) for what, tasks, examples in account.findings),
+        *account.wrong,
     ]
-    width = max(len(row[0]) for row in rows)
-    print()
-    for what, value, is_well in rows:
-        print(f"{'ok  ' if is_well else 'FAIL'} {what:<{width}}  {value}")
-    is_well = all(row[2] for row in rows)
-    print("\nnothing lost, nothing completed twice, every re-run explained" if is_well else "\nthe run failed")
-    return is_well
+    return show(rows, "nothing lost, nothing completed twice, every re-run explained")
 
 
 def main() -> None:

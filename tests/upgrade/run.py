@@ -26,6 +26,7 @@ from tests.chaos.audit import Account, audit
 from tests.chaos.load import KINDS, Producers, Workers
 from tests.support.faults.journal import Journal
 from tests.support.faults.server import PrivateServer
+from tests.support.report import Row, show
 from tests.support.waiting import wait_until
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -156,7 +157,7 @@ def run(commit: str, folder: Path) -> bool:
 
 def _report(account: Account, steps: str, waits: Waits, by: tuple[int, int], said: list[str]) -> bool:
     longest = ", ".join(f"{table} {seconds * 1e3:.0f}" for table, seconds in waits.longest.items())
-    rows: list[tuple[str, str, bool]] = [
+    rows: list[Row] = [
         ("steps of the schema, under load", steps, True),
         ("a writer's longest wait meanwhile, ms", longest, True),
         ("tasks acknowledged", f"{account.acknowledged:,}", account.acknowledged > 0),
@@ -165,16 +166,10 @@ def _report(account: Account, steps: str, waits: Waits, by: tuple[int, int], sai
         ("starts", f"{account.starts:,}", True),
         ("runs that failed as ordered", f"{account.failures:,}", account.failures > 0),
         ("runs lost and run again", f"{account.reruns:,}", account.reruns == 0),
-        *((f"WRONG: {what}", f"{tasks}, such as {examples}", False) for what, tasks, examples in account.findings),
+        *account.wrong,
         *(("WRONG: a worker said", line, False) for line in said[:10]),
     ]
-    width = max(len(row[0]) for row in rows)
-    print()
-    for what, value, is_well in rows:
-        print(f"{'ok  ' if is_well else 'FAIL'} {what:<{width}}  {value}")
-    is_well = all(row[2] for row in rows)
-    print("\nold and new ones did it together, and each task once" if is_well else "\nthe run failed")
-    return is_well
+    return show(rows, "old and new ones did it together, and each task once")
 
 
 def main() -> None:
