@@ -18,13 +18,23 @@ _FLUSH: Final = 5.0
 #: Seconds after an outage by which all are connected again and have stored what had come together.
 _RETURN: Final = 12.0
 _AWAY: Final = ("restart", "crash", "killed backends")
+#: What breaks a handler's own transaction.
+_BREAKS: Final = (*_AWAY, "broken transaction")
 #: A process that stands still for less is not taken for dead: `dead_after` less what may be missing since the last heartbeat.
 _SILENCE: Final = 5.0
+#: Seconds by which all connections that a fault ended have ended: a backend that is told to end takes its time.
+_OPEN: Final = 1.0
 
+_PREPARED: Final = """
+CREATE SCHEMA chaos;
+CREATE TABLE chaos.ledger (id bigint);
+CREATE TABLE chaos.effect (id bigint, attempt int, pid int);
+"""
 _TABLES: Final = """
 CREATE TABLE chaos.ack (id bigint);
 CREATE TABLE chaos.never (id bigint);
-CREATE TABLE chaos.run (n bigint, id bigint, attempt int, pid int, began float, ended float);
+CREATE TABLE chaos.with_effect (id bigint);
+CREATE TABLE chaos.run (n bigint, id bigint, attempt int, pid int, began float, ended float, broke bool);
 CREATE TABLE chaos.fault (kind text, pid int, began float, ended float);
 CREATE TABLE chaos.buried (pid int);
 CREATE TABLE chaos.completed AS
@@ -33,11 +43,13 @@ CREATE TABLE chaos.completed AS
 _INDEXES: Final = """
 CREATE INDEX ON chaos.run (id, n);
 CREATE INDEX ON chaos.completed (id);
-ANALYZE chaos.ack; ANALYZE chaos.never; ANALYZE chaos.run; ANALYZE chaos.completed;
+CREATE INDEX ON chaos.effect (id);
+ANALYZE chaos.ack; ANALYZE chaos.never; ANALYZE chaos.with_effect; ANALYZE chaos.run; ANALYZE chaos.completed; ANALYZE chaos.effect;
 """
 # A run that was not the last of its task. Ended it as ordered, and an attempt says so: matched. Else it was begun again because it was
 # lost: by a fault that struck its process while it ran or its outcome was under way, or by a crash of the server, which takes the last
-# fraction of a second of claims and outcomes with it: what was claimed then may be begun by two, also a little later.
+# fraction of a second of claims and outcomes with it: what was claimed then may be begun by two, also a little later. One that failed
+# since its own transaction broke has its attempt, too, and must have been struck while it ran.
 _AGAIN: Final = """
 CREATE TABLE chaos.again AS
 WITH ordered AS (
@@ -54,6 +66,8 @@ SELECT s.*,
        EXISTS (SELECT FROM chaos.fault f WHERE f.kind = 'crash' AND f.began <= s.settled AND f.ended + %(back)s >= s.began) AS is_crash,
        EXISTS (SELECT FROM chaos.fault f WHERE f.pid = s.pid AND f.began <= s.settled AND f.ended >= s.began
                   AND (f.kind = 'kill worker' OR f.kind = 'long stop' OR f.ended - f.began > %(silence)s)) AS is_struck,
+       broke AND NOT EXISTS (SELECT FROM chaos.fault f WHERE f.kind = ANY (%(breaks)s)
+                                AND f.began <= s.ended AND f.ended + %(open)s >= s.began) AS is_riddle,
        EXISTS (SELECT FROM chaos.buried b WHERE b.pid = s.pid) AS is_buried
   FROM settled s
 """
@@ -72,8 +86,21 @@ _WRONG: Final[dict[str, LiteralString]] = {
     "rows of a user's transaction without their task": (
         "SELECT l.id FROM chaos.ledger l WHERE NOT EXISTS (SELECT FROM chaos.completed c WHERE c.id = l.id)"
     ),
+    "effects there twice": "SELECT id FROM chaos.effect GROUP BY id HAVING count(*) > 1",
+    "completed without their effect": (
+        "SELECT w.id FROM chaos.with_effect w WHERE EXISTS (SELECT FROM chaos.completed c WHERE c.id = w.id) "
+        "AND NOT EXISTS (SELECT FROM chaos.effect e WHERE e.id = w.id)"
+    ),
+    "effects of tasks that are not completed": (
+        "SELECT e.id FROM chaos.effect e WHERE NOT EXISTS (SELECT FROM chaos.completed c WHERE c.id = e.id)"
+    ),
+    "effects of another attempt than was completed": (
+        "SELECT e.id FROM chaos.effect e JOIN chaos.completed c ON c.id = e.id WHERE c.attempts <> e.attempt"
+    ),
+    # Of one whose transaction has committed the process may be gone before it says so.
     "completed without a start": (
-        "SELECT c.id FROM chaos.completed c WHERE NOT EXISTS (SELECT FROM chaos.run r WHERE r.id = c.id AND r.ended IS NOT NULL)"
+        "SELECT c.id FROM chaos.completed c WHERE NOT EXISTS (SELECT FROM chaos.run r WHERE r.id = c.id AND (r.ended IS NOT NULL "
+        "OR EXISTS (SELECT FROM chaos.effect e WHERE e.id = r.id AND e.attempt = r.attempt AND e.pid = r.pid)))"
     ),
     "started and never enqueued": (
         "SELECT DISTINCT r.id FROM chaos.run r WHERE NOT EXISTS (SELECT FROM chaos.completed c WHERE c.id = r.id)"
@@ -89,7 +116,9 @@ _WRONG: Final[dict[str, LiteralString]] = {
     "starts without an attempt or a rescue": (
         "SELECT id FROM chaos.again WHERE NOT is_failure AND NOT is_crash AND NOT is_buried"
     ),
-    "re-runs that no fault explains": "SELECT id FROM chaos.again WHERE NOT is_failure AND NOT is_crash AND NOT is_struck",
+    "re-runs that no fault explains": (
+        "SELECT id FROM chaos.again WHERE (NOT is_failure OR is_riddle) AND NOT is_crash AND NOT is_struck"
+    ),
 }
 
 
@@ -111,12 +140,22 @@ class Account(NamedTuple):
     """Runs that failed as ordered."""
     reruns: int
     """Runs that were begun again because they were lost."""
+    effects: int
+    """Tasks that were completed in a transaction of their handlers'."""
+    breaks: int
+    """Such transactions that broke, and were begun again."""
     findings: list[Finding]
 
     @property
     def wrong(self) -> list[Row]:
         """What must not be, as lines of the report."""
         return [(f"WRONG: {what}", f"{tasks}, such as {examples}", False) for what, tasks, examples in self.findings]
+
+
+def prepare(dsn: str) -> None:
+    """Makes the tables that producers and handlers write to in transactions of their own."""
+    with psycopg.connect(dsn) as db:
+        db.execute(_PREPARED)
 
 
 def audit(dsn: str, journal: Path, promises: Iterable[Path], faults: Iterable[Fault], logs: str) -> Account:
@@ -137,7 +176,14 @@ def audit(dsn: str, journal: Path, promises: Iterable[Path], faults: Iterable[Fa
         _copy(db, "COPY chaos.fault FROM STDIN", faults)
         _copy(db, "COPY chaos.buried FROM STDIN", ((pid,) for pid in _buried(logs)))
         db.execute(_INDEXES)
-        words = {"flush": _FLUSH, "back": _RETURN, "away": list(_AWAY), "silence": _SILENCE}
+        words = {
+            "flush": _FLUSH,
+            "back": _RETURN,
+            "away": list(_AWAY),
+            "silence": _SILENCE,
+            "breaks": list(_BREAKS),
+            "open": _OPEN,
+        }
         db.execute(_AGAIN, words)
 
         def ask(query: LiteralString) -> int:
@@ -156,15 +202,17 @@ def audit(dsn: str, journal: Path, promises: Iterable[Path], faults: Iterable[Fa
             acknowledged=ask("SELECT count(DISTINCT id) FROM chaos.ack"),
             completed=ask("SELECT count(*) FROM chaos.completed"),
             starts=ask("SELECT count(*) FROM chaos.run"),
-            failures=ask("SELECT count(*) FROM chaos.again WHERE is_failure"),
+            failures=ask("SELECT count(*) FROM chaos.again WHERE is_failure AND NOT broke"),
             reruns=ask("SELECT count(*) FROM chaos.again WHERE NOT is_failure"),
+            effects=ask("SELECT count(*) FROM chaos.effect"),
+            breaks=ask("SELECT count(*) FROM chaos.again WHERE is_failure AND broke"),
             findings=findings,
         )
 
 
 def _load_promises(db: psycopg.Connection, files: Iterable[Path]) -> dict[str, set[int]]:
-    """Fills ``ack`` and ``never``; gives the ids that each token answered with."""
-    told: dict[str, list[int]] = {"ack": [], "never": []}
+    """Fills ``ack``, ``never`` and ``with_effect``; gives the ids that each token answered with."""
+    told: dict[str, list[int]] = {"ack": [], "never": [], "effect": []}
     tokens: dict[str, set[int]] = defaultdict(set)
     for file in files:
         for line in file.read_text().splitlines():
@@ -175,11 +223,12 @@ def _load_promises(db: psycopg.Connection, files: Iterable[Path]) -> dict[str, s
                 told[word] += map(int, rest)
     _copy(db, "COPY chaos.ack FROM STDIN", ((id_,) for id_ in told["ack"]))
     _copy(db, "COPY chaos.never FROM STDIN", ((id_,) for id_ in told["never"]))
+    _copy(db, "COPY chaos.with_effect FROM STDIN", ((id_,) for id_ in told["effect"]))
     return tokens
 
 
-def _runs(journal: Path) -> Iterator[tuple[int, int, int, int, float, float | None]]:
-    """Starts with their ends, as n, id, attempt, pid, began, ended; n counts in the order of starts."""
+def _runs(journal: Path) -> Iterator[tuple[int, int, int, int, float, float | None, bool]]:
+    """Starts with their ends, as n, id, attempt, pid, began, ended, whether it broke; n counts in the order of starts."""
     under_way: dict[tuple[int, int, int], list[tuple[int, float]]] = defaultdict(list)
     with journal.open() as lines:
         for n, line in enumerate(lines):
@@ -191,10 +240,10 @@ def _runs(journal: Path) -> Iterator[tuple[int, int, int, int, float, float | No
             started, began = under_way[key].pop(0)
             if not under_way[key]:
                 del under_way[key]
-            yield started, *key, began, float(at)
+            yield started, *key, began, float(at), word == "broke"
     for key, starts in under_way.items():
         for started, began in starts:
-            yield started, *key, began, None
+            yield started, *key, began, None, False
 
 
 def _buried(logs: str) -> set[int]:
@@ -208,4 +257,4 @@ def _copy(db: psycopg.Connection, statement: LiteralString, rows: Iterable[tuple
             copy.write_row(row)
 
 
-__all__ = ["Account", "Finding", "audit"]
+__all__ = ["Account", "Finding", "audit", "prepare"]

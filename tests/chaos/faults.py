@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import psycopg
 
 from fastq import DatabaseError, Producer, Task
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.chaos.run import Stage
@@ -24,6 +25,7 @@ _SHORT: Final = (0.5, 2.5)
 _LONG: Final = (11.0, 14.0)
 #: Seconds that a transaction stays open.
 _OPEN: Final = (4.0, 12.0)
+_OPEN_EFFECTS: Final = "SELECT pid FROM pg_stat_activity WHERE application_name = 'handler' AND xact_start IS NOT NULL"
 
 
 class Fault(NamedTuple):
@@ -50,6 +52,7 @@ class Faults:
             "restart": lambda: self._restart("restart"),
             "crash": lambda: self._restart("crash"),
             "killed backends": self._kill_backends,
+            "broken transaction": self._break_transactions,
             "held snapshot": self._hold_snapshot,
             "long transaction": self._write_long,
         }
@@ -147,6 +150,22 @@ class Faults:
             row = ended.fetchone()
         if row and row[0]:
             self._note("killed backends", began)
+
+    def _break_transactions(self) -> None:
+        """Those of handlers, in the middle."""
+
+        def broke() -> bool:
+            began = time.monotonic()
+            with self._stage.server.superuser() as db:
+                rows = db.execute(_OPEN_EFFECTS).fetchall()
+                pids = self._rnd.sample(sorted(pid for (pid,) in rows), k=min(len(rows), self._rnd.randint(1, 4)))
+                ended = db.execute("SELECT count(*) FROM unnest(%s::int[]) pid WHERE pg_terminate_backend(pid)", [pids])
+                row = ended.fetchone()
+            if row and row[0]:
+                self._note("broken transaction", began)
+            return bool(row and row[0])
+
+        wait_until(broke, timeout=60, message="a handler's transaction to break")
 
     def _hold_snapshot(self) -> None:
         seconds = self._rnd.uniform(*_OPEN)

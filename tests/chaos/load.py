@@ -29,7 +29,7 @@ _RETRY: Final = 0.5
 
 
 class Workers:
-    """Worker processes for type ``t``, at their defaults.
+    """Worker processes for type ``t``, at their defaults; the handlers of every other one are coroutine functions.
 
     Args:
         dsn: of their database.
@@ -59,16 +59,17 @@ class Workers:
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._free: list[WorkerProcess] = []
+        self._async: set[int] = set()
         self.all: list[WorkerProcess] = []
         """Dead ones too."""
-        for _ in range(number):
-            self._free.append(self._start())
+        for no in range(number):
+            self._free.append(self._start(is_async=no % 2 == 1))
 
     def kill_one(self, rnd: random.Random) -> tuple[float, int]:
-        """SIGKILL; another one takes its place. Gives when, and whom."""
+        """SIGKILL; another one of its kind takes its place. Gives when, and whom."""
         worker = self.take_one(rnd)
         at = worker.kill()
-        self.put_back(self._start())
+        self.put_back(self._start(is_async=worker.pid in self._async))
         return at, worker.pid
 
     def take_one(self, rnd: random.Random) -> WorkerProcess:
@@ -107,11 +108,13 @@ class Workers:
         lines = (line for worker in self.all for line in worker.log.splitlines() if not line.startswith("DEBUG"))
         return "\n".join(lines)
 
-    def _start(self) -> WorkerProcess:
+    def _start(self, *, is_async: bool) -> WorkerProcess:
         log = self._folder / f"{self._name}-{len(self.all) + 1}.log"
         worker = self._stack.enter_context(
-            WorkerProcess(self._journal, log, self._settings, retry=_RETRY, env=self._env)
+            WorkerProcess(self._journal, log, self._settings, is_async=is_async, retry=_RETRY, env=self._env)
         )
+        if is_async:
+            self._async.add(worker.pid)
         self.all.append(worker)
         # Who starts is told at once of a server that is away, and ends.
         wait_until(lambda: worker.pid in self._pids(), timeout=60, message="a worker's registration")
@@ -131,6 +134,7 @@ class Producers:
         folder: for their logs and promises.
         seed: of their choices.
         kinds: those of `KINDS` that there are.
+        has_effects: whether some of their tasks order effects, which workers of older versions can't complete.
         env: variables beside this process's own.
     """
 
@@ -142,10 +146,12 @@ class Producers:
         seed: str,
         *,
         kinds: Sequence[str] = KINDS,
+        has_effects: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._env = {**os.environ, **(env or {})}
         self._dsn, self._schema, self._folder, self._seed = dsn, schema, folder, seed
+        self._has_effects = has_effects
         self._started = 0
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._lock = threading.Lock()
@@ -193,6 +199,7 @@ class Producers:
             "dsn": self._dsn,
             "schema": self._schema,
             "kind": kind,
+            "has_effects": self._has_effects,
             "file": str(self._folder / f"promises-{self._seed}-{self._started}"),
             "seed": f"{self._seed} {self._started}",
         }

@@ -1,7 +1,7 @@
 """A producer process of the chaos run: ``producer_main.py SPEC``, a JSON object that `load.Producers` writes. Enqueues until SIGTERM.
 
 What it was told of its tasks goes into a file of its own, a write a call: what a killed process wrote stays. ``ack``: these are in;
-``never``: these were rolled back; ``token``: the id that answers to a token.
+``never``: these were rolled back; ``token``: the id that answers to a token; ``effect``: these are to be completed with a row of their own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
 
-from fastq import DatabaseError, Producer, Task
+from fastq import DatabaseError, Enqueued, Producer, Task
 
 _SPEC: Final[dict[str, Any]] = json.loads(sys.argv[1])
 _FILE: Final = os.open(_SPEC["file"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -31,12 +31,22 @@ _BULK: Final = 100
 _TOKENS: Final = 2_000
 #: In a transaction: how often it is rolled back.
 _REGRETS: Final = 0.2
+#: Of all tasks: how many are completed in a transaction of their handlers'; of these, how often it is rolled back first.
+_EFFECTS: Final = 0.1
+_HANDLER_REGRETS: Final = 0.2
 _OVER: Final = threading.Event()
 
 
 def _note(word: str, ids: list[int]) -> None:
     if ids:
         os.write(_FILE, f"{word} {' '.join(map(str, ids))}\n".encode())
+
+
+def _promise(tasks: Iterable[Task], found: Iterable[Enqueued]) -> None:
+    """These are in. What answered a token may have another's payload."""
+    pairs = list(zip(tasks, found, strict=True))
+    _note("ack", [one.id for _, one in pairs])
+    _note("effect", [one.id for task, one in pairs if one.is_new and "effect" in task.payload])
 
 
 def _task(token: str | None = None) -> Task:
@@ -47,25 +57,30 @@ def _task(token: str | None = None) -> Task:
         payload["seconds"] = _RND.uniform(0.02, 0.3)
     elif chance < 0.28:
         payload["fail"] = _RND.choice([1, 1, 2])
+    if _SPEC["has_effects"] and _RND.random() < _EFFECTS:
+        payload["effect"] = "rollback" if _RND.random() < _HANDLER_REGRETS else "commit"
+        if payload["effect"] == "rollback" and _RND.random() < 0.5:
+            payload["fail"] = 1
     delay = _RND.uniform(0, 3) if _RND.random() < 0.05 else None
     return Task("t", payload, max_attempts=_MAX_ATTEMPTS, delay=delay, idempotency_token=token)
 
 
 def _single(producer: Producer) -> None:
-    _note("ack", [producer.enqueue(_task()).id])
+    task = _task()
+    _promise([task], [producer.enqueue(task)])
 
 
 def _bulk(producer: Producer) -> None:
     every = _RND.choice([None, None, 40])
-    count = _RND.randint(2, 4 * _BULK)
-    _note("ack", [one.id for one in producer.enqueue_many((_task() for _ in range(count)), commit_every=every)])
+    tasks = [_task() for _ in range(_RND.randint(2, 4 * _BULK))]
+    _promise(tasks, producer.enqueue_many(iter(tasks), commit_every=every))
 
 
 def _token(producer: Producer) -> None:
     tokens = [f"{_SPEC['seed']} {_RND.randrange(_TOKENS)}" for _ in range(_RND.choice([1, 1, 1, 20]))]
     tasks = [_task(token) for token in tokens]
     found = [producer.enqueue(tasks[0])] if len(tasks) == 1 else list(producer.enqueue_many(tasks))
-    _note("ack", [one.id for one in found])
+    _promise(tasks, found)
     for token, one in zip(tokens, found, strict=True):
         os.write(_FILE, f"token {token.replace(' ', '-')} {one.id}\n".encode())
 
@@ -74,16 +89,19 @@ def _transaction(producer: Producer) -> None:
     """The user's own row and the tasks, together or not at all."""
     with psycopg.connect(_SPEC["dsn"], connect_timeout=5) as user:
         if _RND.random() < 0.5:
-            ids = [producer.enqueue_tx(user, _task()).id]
+            tasks = [_task()]
+            found = [producer.enqueue_tx(user, tasks[0])]
         else:
-            ids = [one.id for one in producer.enqueue_many_tx(user, [_task() for _ in range(_RND.randint(2, _BULK))])]
+            tasks = [_task() for _ in range(_RND.randint(2, _BULK))]
+            found = list(producer.enqueue_many_tx(user, tasks))
+        ids = [one.id for one in found]
         user.execute("INSERT INTO chaos.ledger SELECT unnest(%s::bigint[])", [ids])
         if _RND.random() < _REGRETS:
             user.rollback()
             _note("never", ids)
         else:
             user.commit()
-            _note("ack", ids)
+            _promise(tasks, found)
 
 
 _KINDS: Final[dict[str, tuple[Callable[[Producer], None], float]]] = {

@@ -16,7 +16,7 @@ from typing import Final, Self
 import psycopg
 
 from fastq.migrations import migrate
-from tests.chaos.audit import Account, audit
+from tests.chaos.audit import Account, audit, prepare
 from tests.chaos.faults import Faults
 from tests.chaos.load import KINDS, WORKERS, Producers, Workers
 from tests.support.faults.journal import Journal
@@ -45,9 +45,7 @@ class Stage:
         try:
             self.server = self._stack.enter_context(PrivateServer())
             migrate(self.server.dsn, schema=self.schema)
-            with psycopg.connect(self.server.dsn, autocommit=True) as db:
-                db.execute("CREATE SCHEMA chaos")
-                db.execute("CREATE TABLE chaos.ledger (id bigint)")
+            prepare(self.server.dsn)
             self.journal = Journal(folder / "journal")
             self.workers = Workers(self.server.dsn, self.schema, folder, self.journal)
             self._stack.callback(self.workers.close)
@@ -109,6 +107,8 @@ def _report(account: Account, faults: dict[str, int], took: float, drained: floa
         ("starts", f"{account.starts:,}", True),
         ("runs that failed as ordered", f"{account.failures:,}", True),
         ("runs lost by a fault, and run again", f"{account.reruns:,}", account.reruns > 0),
+        ("tasks completed in their handlers' transactions", f"{account.effects:,}", account.effects > 0),
+        ("such transactions broken, and begun again", f"{account.breaks:,}", account.breaks > 0),
         *((f"fault: {kind}", str(count), count > 0) for kind, count in faults.items()),
         *account.wrong,
     ]

@@ -9,19 +9,17 @@ import psycopg
 import pytest
 
 from fastq.migrations import migrate
-from tests.chaos.audit import Account, audit
+from tests.chaos.audit import Account, audit, prepare
 from tests.chaos.faults import Fault
 from tests.support.faults.server import PrivateServer
 
 
 @pytest.fixture
 def server() -> Iterator[PrivateServer]:
-    """With a ledger, as a run has it; the schema's name is the default one, so the server is this test's own."""
+    """Prepared as for a run; the schema's name is the default one, so the server is this test's own."""
     with PrivateServer() as server:
         migrate(server.dsn, schema="fastq")
-        with psycopg.connect(server.dsn) as db:
-            db.execute("CREATE SCHEMA chaos")
-            db.execute("CREATE TABLE chaos.ledger (id bigint)")
+        prepare(server.dsn)
         yield server
 
 
@@ -43,13 +41,26 @@ class Run:
                 [id_, attempts, id_, id_],
             )
 
+    def write_effect(self, id_: int, pid: int = 10, attempt: int = 1) -> None:
+        with psycopg.connect(self._server.dsn) as db:
+            db.execute("INSERT INTO chaos.effect (id, attempt, pid) VALUES (%s, %s, %s)", [id_, attempt, pid])
+
+    def record_failure(self, id_: int, attempt: int = 1) -> None:
+        with psycopg.connect(self._server.dsn) as db:
+            db.execute(
+                "INSERT INTO fastq.attempt_error (id, consumer, no, attempt, error, took_us) VALUES (%s, 1, 1, %s, 'so', 1)",
+                [id_, attempt],
+            )
+
     def promise(self, word: str, *rest: object) -> None:
         self._promises.append(" ".join(map(str, (word, *rest))))
 
-    def start(self, id_: int, pid: int, at: float, *, until: float | None = None, attempt: int = 1) -> None:
+    def start(
+        self, id_: int, pid: int, at: float, *, until: float | None = None, attempt: int = 1, how: str = "end"
+    ) -> None:
         self._journal.append(f"start {id_} {attempt} {pid} {at}")
         if until is not None:
-            self._journal.append(f"end {id_} {attempt} {pid} {until}")
+            self._journal.append(f"{how} {id_} {attempt} {pid} {until}")
 
     def audit(self) -> Account:
         journal, promises = self._folder / "journal", self._folder / "promises-1"
@@ -60,16 +71,21 @@ class Run:
 
 @pytest.fixture
 def run(server: PrivateServer, tmp_path: Path) -> Run:
-    """In which task 1 went well."""
+    """In which task 1 went well, and task 9, which its handler's transaction completed."""
     run = Run(server, tmp_path)
-    run.promise("ack", 1)
-    run.start(1, 10, 1.0, until=1.1)
-    run.complete(1)
+    run.promise("ack", 1, 9)
+    run.promise("effect", 9)
+    for id_ in (1, 9):
+        run.start(id_, 10, 1.0, until=1.1)
+        run.complete(id_)
+    run.write_effect(9)
     return run
 
 
 def test_a_run_without_a_fault(run: Run) -> None:
-    assert run.audit() == Account(acknowledged=1, completed=1, starts=1, failures=0, reruns=0, findings=[])
+    assert run.audit() == Account(
+        acknowledged=2, completed=2, starts=2, failures=0, reruns=0, effects=1, breaks=0, findings=[]
+    )
 
 
 def test_what_must_not_be(run: Run) -> None:
@@ -84,8 +100,7 @@ def test_what_must_not_be(run: Run) -> None:
     run.start(5, 10, 3.0, until=3.1)
     run.start(5, 10, 4.0, until=4.1, attempt=2)
     run.complete(5, attempts=2)
-    found = {finding.what: finding.examples for finding in run.audit().findings}
-    assert found == {
+    assert _found(run) == {
         "acknowledged tasks lost": [2],
         "tasks completed twice": [1],
         "tasks rolled back and there": [3],
@@ -122,3 +137,71 @@ def test_another_process_or_time_explains_nothing(run: Run) -> None:
     ]
     run.logs = "process 10 on here (consumer 7) is dead: silent for 9.2 s"
     assert [finding.what for finding in run.audit().findings] == ["re-runs that no fault explains"]
+
+
+def test_an_effect_that_is_there_twice(run: Run) -> None:
+    run.write_effect(9)
+    assert _found(run) == {"effects there twice": [9]}
+
+
+def test_an_effect_that_is_missing(run: Run) -> None:
+    run.promise("ack", 2)
+    run.promise("effect", 2)
+    run.start(2, 10, 2.0, until=2.1)
+    run.complete(2)
+    assert _found(run) == {"completed without their effect": [2]}
+
+
+def test_an_effect_without_completion(run: Run) -> None:
+    # Nobody knows of its task: acknowledged or not, nothing but a completion may write it.
+    run.write_effect(2)
+    assert _found(run) == {"effects of tasks that are not completed": [2]}
+
+
+def test_an_effect_of_a_run_that_had_lost_its_task(run: Run) -> None:
+    run.start(2, 10, 5.0)
+    run.start(2, 11, 15.0, until=15.1, attempt=2)
+    run.record_failure(2)
+    run.complete(2, attempts=2)
+    run.write_effect(2, pid=10)
+    run.faults = [Fault("long stop", 10, 5.05, 16.0)]
+    run.logs = "process 10 on here (consumer 7) is dead: silent for 9.2 s"
+    assert _found(run) == {"effects of another attempt than was completed": [2]}
+
+
+def test_one_without_an_effect_has_to_have_ended(run: Run) -> None:
+    run.start(2, 10, 5.0)
+    run.complete(2)
+    assert _found(run) == {"completed without a start": [2]}
+
+
+def test_a_commit_speaks_for_a_process_that_died_after_it(run: Run) -> None:
+    run.start(2, 10, 5.0)
+    run.complete(2)
+    run.write_effect(2)
+    assert _found(run) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "breaks"),
+    [
+        ("broken transaction", 5.05, True),
+        ("restart", 5.05, True),
+        ("broken transaction", 60.0, False),
+        ("held snapshot", 5.05, False),
+    ],
+)
+def test_a_transaction_breaks_by_a_fault_alone(run: Run, kind: str, at: float, breaks: bool) -> None:
+    run.start(2, 10, 5.0, until=5.1, how="broke")
+    run.record_failure(2)
+    run.start(2, 10, 6.0, until=6.1, attempt=2)
+    run.complete(2, attempts=2)
+    run.write_effect(2, attempt=2)
+    run.faults = [Fault(kind, 0, at, at + 0.01)]
+    account = run.audit()
+    assert [finding.what for finding in account.findings] == ([] if breaks else ["re-runs that no fault explains"])
+    assert (account.breaks, account.failures) == (1, 0)
+
+
+def _found(run: Run) -> dict[str, list[int]]:
+    return {finding.what: finding.examples for finding in run.audit().findings}

@@ -22,8 +22,8 @@ from typing import Final
 import psycopg
 
 from fastq import migrations
-from tests.chaos.audit import Account, audit
-from tests.chaos.load import KINDS, Producers, Workers
+from tests.chaos.audit import Account, audit, prepare
+from tests.chaos.load import Producers, Workers
 from tests.support.faults.journal import Journal
 from tests.support.faults.server import PrivateServer
 from tests.support.report import Row, show
@@ -117,16 +117,15 @@ def run(commit: str, folder: Path) -> bool:
         server = stack.enter_context(PrivateServer())
         command = [sys.executable, "-m", "fastq", "migrate", "--dsn", server.dsn]
         subprocess.run(command, env={**os.environ, **env}, check=True)
+        prepare(server.dsn)
         with psycopg.connect(server.dsn, autocommit=True) as db:
-            db.execute("CREATE SCHEMA chaos")
-            db.execute("CREATE TABLE chaos.ledger (id bigint)")
             tokens = "INSERT INTO fastq.token (type, token, id) SELECT 'before', 'token ' || n, -n FROM generate_series(1, %s) n"
             db.execute(tokens, [_TOKENS])
         before = migrations.status(server.dsn).version
         journal = Journal(folder / "journal")
         old = Workers(server.dsn, _SCHEMA, folder, journal, number=2, name="old", env=env)
         stack.callback(old.close)
-        old_producers = Producers(server.dsn, _SCHEMA, folder, "old", kinds=_OLD_KINDS, env=env)
+        old_producers = Producers(server.dsn, _SCHEMA, folder, "old", kinds=_OLD_KINDS, has_effects=False, env=env)
         stack.callback(old_producers.close)
         _pass_time([old])
         waits = Waits(server.dsn)
@@ -136,7 +135,7 @@ def run(commit: str, folder: Path) -> bool:
             took = time.monotonic() - began
         new = Workers(server.dsn, _SCHEMA, folder, journal, number=2, name="new")
         stack.callback(new.close)
-        new_producers = Producers(server.dsn, _SCHEMA, folder, "new", kinds=KINDS)
+        new_producers = Producers(server.dsn, _SCHEMA, folder, "new", has_effects=False)
         stack.callback(new_producers.close)
         _pass_time([old, new])
         old_producers.stop()

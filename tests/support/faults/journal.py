@@ -10,7 +10,7 @@ class Entry(NamedTuple):
     """What a handler wrote down."""
 
     word: str
-    """``start`` or ``end``."""
+    """``start``, and ``end`` or, where an error of its own transaction ended it, ``broke``."""
     id: int
     attempt: int
     pid: int

@@ -7,7 +7,9 @@ Its handlers do what a task's payload orders, and write down that they started a
 - ``hold_lock_ms``: keep the interpreter's lock for so long.
 - ``gate``: the path of a gate to wait at.
 - ``seconds``: take so long.
-- ``fail``: raise in so many first attempts.
+- ``effect``: write a row into ``chaos.effect`` and complete the task in that transaction, open for ``seconds``: ``"commit"``, or
+  ``"rollback"``, which the first attempt does and returns; others commit. An error of either ends the run.
+- ``fail``: raise in so many first attempts, whatever was done before.
 
 A payload of ``"quiet"`` does nothing and is not written down.
 """
@@ -21,13 +23,17 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import psycopg
 
 from fastq import ConstantBackoff, Consumer, TaskInfo
 
@@ -35,6 +41,20 @@ _SPEC: Final[dict[str, Any]] = json.loads(sys.argv[1])
 _JOURNAL: Final = os.open(_SPEC["journal"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 #: Between two looks at a gate, for handlers that must not block.
 _LOOK: Final = 0.02
+
+#: How the handlers themselves connect, as an application does: few connections of each kind, which are kept.
+_USER: Final[dict[str, Any]] = {
+    "conninfo": _SPEC["settings"]["dsn"],
+    "application_name": "handler",
+    "connect_timeout": 5,
+}
+_ROOM: Final = threading.BoundedSemaphore(8)
+_ASYNC_ROOM: Final = asyncio.Semaphore(8)
+_KEPT: Final[list[psycopg.Connection]] = []
+_ASYNC_KEPT: Final[list[psycopg.AsyncConnection]] = []
+_EFFECT: Final = "INSERT INTO chaos.effect (id, attempt, pid) VALUES (%s, %s, %s)"
+
+_C = TypeVar("_C", psycopg.Connection, psycopg.AsyncConnection)
 
 _log = logging.getLogger("worker")
 
@@ -74,6 +94,71 @@ def _begin(task: TaskInfo, orders: dict[str, Any]) -> None:
         ctypes.PyDLL(None).poll(None, 0, orders["hold_lock_ms"])
 
 
+def _take(kept: list[_C]) -> _C | None:
+    """One that the server has not ended meanwhile: then there would be something to read."""
+    while True:
+        try:
+            user = kept.pop()
+        except IndexError:
+            return None
+        if not select.select([user.fileno()], [], [], 0)[0]:
+            return user
+        user.pgconn.finish()
+
+
+@contextmanager
+def _transaction() -> Iterator[psycopg.Connection]:
+    """Commits at its end. After an error the connection is given up, and with it the transaction."""
+    with _ROOM:
+        user = _take(_KEPT) or psycopg.connect(**_USER)
+        try:
+            yield user
+            user.commit()
+        except BaseException:
+            user.close()
+            raise
+        _KEPT.append(user)
+
+
+@asynccontextmanager
+async def _transaction_async() -> AsyncIterator[psycopg.AsyncConnection]:
+    async with _ASYNC_ROOM:
+        user = _take(_ASYNC_KEPT) or await psycopg.AsyncConnection.connect(**_USER)
+        try:
+            yield user
+            await user.commit()
+        except BaseException:
+            await user.close()
+            raise
+        _ASYNC_KEPT.append(user)
+
+
+def _write_effect(task: TaskInfo, orders: dict[str, Any]) -> None:
+    half = orders.get("seconds", 0) / 2
+    with _transaction() as user:
+        user.execute(_EFFECT, [task.id, task.attempt, os.getpid()])
+        time.sleep(half)
+        task.complete_tx(user)
+        time.sleep(half)
+        if _is_regretted(task, orders):
+            user.rollback()
+
+
+async def _write_effect_async(task: TaskInfo, orders: dict[str, Any]) -> None:
+    half = orders.get("seconds", 0) / 2
+    async with _transaction_async() as user:
+        await user.execute(_EFFECT, [task.id, task.attempt, os.getpid()])
+        await asyncio.sleep(half)
+        await task.acomplete_tx(user)
+        await asyncio.sleep(half)
+        if _is_regretted(task, orders):
+            await user.rollback()
+
+
+def _is_regretted(task: TaskInfo, orders: dict[str, Any]) -> bool:
+    return bool(orders["effect"] == "rollback" and task.attempt == 1)
+
+
 def _end(task: TaskInfo, orders: dict[str, Any]) -> None:
     _note("end", task)
     if task.attempt <= orders.get("fail", 0):
@@ -106,7 +191,13 @@ def _handle(task: TaskInfo) -> None:
     if "gate" in orders:
         with Path(orders["gate"]).open() as gate:
             fcntl.flock(gate, fcntl.LOCK_SH)
-    if "seconds" in orders:
+    if "effect" in orders:
+        try:
+            _write_effect(task, orders)
+        except BaseException:
+            _note("broke", task)
+            raise
+    elif "seconds" in orders:
         time.sleep(orders["seconds"])
     _end(task, orders)
 
@@ -119,7 +210,13 @@ async def _handle_async(task: TaskInfo) -> None:
     _begin(task, orders)
     while "gate" in orders and not _is_open(orders["gate"]):  # noqa: ASYNC110 another process opens it
         await asyncio.sleep(_LOOK)
-    if "seconds" in orders:
+    if "effect" in orders:
+        try:
+            await _write_effect_async(task, orders)
+        except BaseException:
+            _note("broke", task)
+            raise
+    elif "seconds" in orders:
         await asyncio.sleep(orders["seconds"])
     _end(task, orders)
 
