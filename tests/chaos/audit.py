@@ -22,6 +22,8 @@ _AWAY: Final = ("restart", "crash", "killed backends")
 _BREAKS: Final = (*_AWAY, "broken transaction")
 #: A process that stands still for less is not taken for dead: `dead_after` less what may be missing since the last heartbeat.
 _SILENCE: Final = 5.0
+#: Seconds that a task with a retry policy of its own waits at least, more than others do.
+_OWN_RETRY: Final = 0.9
 #: Seconds by which all connections that a fault ended have ended: a backend that is told to end takes its time.
 _OPEN: Final = 1.0
 
@@ -34,7 +36,8 @@ _TABLES: Final = """
 CREATE TABLE chaos.ack (id bigint);
 CREATE TABLE chaos.never (id bigint);
 CREATE TABLE chaos.with_effect (id bigint);
-CREATE TABLE chaos.run (n bigint, id bigint, attempt int, pid int, began float, ended float, broke bool);
+CREATE TABLE chaos.with_options (id bigint);
+CREATE TABLE chaos.run (n bigint, id bigint, attempt int, pid int, began float, ended float, how text);
 CREATE TABLE chaos.fault (kind text, pid int, began float, ended float);
 CREATE TABLE chaos.buried (pid int);
 CREATE TABLE chaos.completed AS
@@ -44,9 +47,11 @@ _INDEXES: Final = """
 CREATE INDEX ON chaos.run (id, n);
 CREATE INDEX ON chaos.completed (id);
 CREATE INDEX ON chaos.effect (id);
-ANALYZE chaos.ack; ANALYZE chaos.never; ANALYZE chaos.with_effect; ANALYZE chaos.run; ANALYZE chaos.completed; ANALYZE chaos.effect;
+CREATE INDEX ON chaos.with_options (id);
+ANALYZE chaos.ack; ANALYZE chaos.never; ANALYZE chaos.run; ANALYZE chaos.completed;
+ANALYZE chaos.with_effect; ANALYZE chaos.effect; ANALYZE chaos.with_options;
 """
-# A run that was not the last of its task. Ended it as ordered, and an attempt says so: matched. Else it was begun again because it was
+# A run that was not the last of its task. Failed it as ordered, and an attempt says so: matched. Else it was begun again because it was
 # lost: by a fault that struck its process while it ran or its outcome was under way, or by a crash of the server, which takes the last
 # fraction of a second of claims and outcomes with it: what was claimed then may be begun by two, also a little later. One that failed
 # since its own transaction broke has its attempt, too, and must have been struck while it ran.
@@ -61,12 +66,12 @@ WITH ordered AS (
       FROM ordered o WHERE from_last > 1
 )
 SELECT s.*,
-       of_attempt = 1 AND ended IS NOT NULL AND EXISTS (
+       of_attempt = 1 AND how IN ('fail', 'broke') AND EXISTS (
            SELECT FROM fastq.attempt_error e WHERE e.id = s.id AND e.attempt = s.attempt AND e.took_us IS NOT NULL) AS is_failure,
        EXISTS (SELECT FROM chaos.fault f WHERE f.kind = 'crash' AND f.began <= s.settled AND f.ended + %(back)s >= s.began) AS is_crash,
        EXISTS (SELECT FROM chaos.fault f WHERE f.pid = s.pid AND f.began <= s.settled AND f.ended >= s.began
                   AND (f.kind = 'kill worker' OR f.kind = 'long stop' OR f.ended - f.began > %(silence)s)) AS is_struck,
-       broke AND NOT EXISTS (SELECT FROM chaos.fault f WHERE f.kind = ANY (%(breaks)s)
+       how = 'broke' AND NOT EXISTS (SELECT FROM chaos.fault f WHERE f.kind = ANY (%(breaks)s)
                                 AND f.began <= s.ended AND f.ended + %(open)s >= s.began) AS is_riddle,
        EXISTS (SELECT FROM chaos.buried b WHERE b.pid = s.pid) AS is_buried
   FROM settled s
@@ -96,6 +101,13 @@ _WRONG: Final[dict[str, LiteralString]] = {
     ),
     "effects of another attempt than was completed": (
         "SELECT e.id FROM chaos.effect e JOIN chaos.completed c ON c.id = e.id WHERE c.attempts <> e.attempt"
+    ),
+    "without the timeout and the retry policy that they were enqueued with": (
+        "SELECT DISTINCT id FROM chaos.run WHERE how = 'strange'"
+    ),
+    "failed, and run again sooner than their own retry policy has it": (
+        "SELECT a.id FROM chaos.again a JOIN chaos.with_options USING (id) JOIN chaos.run r ON r.id = a.id AND r.attempt = a.attempt + 1 "
+        "WHERE a.is_failure AND NOT a.is_crash AND r.began < a.ended + %(own_retry)s"
     ),
     # Of one whose transaction has committed the process may be gone before it says so.
     "completed without a start": (
@@ -144,6 +156,12 @@ class Account(NamedTuple):
     """Tasks that were completed in a transaction of their handlers'."""
     breaks: int
     """Such transactions that broke, and were begun again."""
+    options: int
+    """Tasks acknowledged with a timeout and a retry policy of their own."""
+    option_failures: int
+    """Runs of these that failed."""
+    option_reruns: int
+    """And those that were begun again because they were lost."""
     findings: list[Finding]
 
     @property
@@ -183,16 +201,17 @@ def audit(dsn: str, journal: Path, promises: Iterable[Path], faults: Iterable[Fa
             "silence": _SILENCE,
             "breaks": list(_BREAKS),
             "open": _OPEN,
+            "own_retry": _OWN_RETRY,
         }
         db.execute(_AGAIN, words)
 
         def ask(query: LiteralString) -> int:
-            row = db.execute(query).fetchone()
+            row = db.execute(query, words).fetchone()
             return int(row[0]) if row else 0
 
         findings = []
         for what, query in _WRONG.items():
-            ids = [id_ for (id_,) in db.execute(query)]
+            ids = [id_ for (id_,) in db.execute(query, words)]
             if ids:
                 findings.append(Finding(what, len(ids), ids[:5]))
         twice = [token for token, ids in tokens.items() if len(ids) > 1]
@@ -202,17 +221,22 @@ def audit(dsn: str, journal: Path, promises: Iterable[Path], faults: Iterable[Fa
             acknowledged=ask("SELECT count(DISTINCT id) FROM chaos.ack"),
             completed=ask("SELECT count(*) FROM chaos.completed"),
             starts=ask("SELECT count(*) FROM chaos.run"),
-            failures=ask("SELECT count(*) FROM chaos.again WHERE is_failure AND NOT broke"),
+            failures=ask("SELECT count(*) FROM chaos.again WHERE is_failure AND how = 'fail'"),
             reruns=ask("SELECT count(*) FROM chaos.again WHERE NOT is_failure"),
             effects=ask("SELECT count(*) FROM chaos.effect"),
-            breaks=ask("SELECT count(*) FROM chaos.again WHERE is_failure AND broke"),
+            breaks=ask("SELECT count(*) FROM chaos.again WHERE is_failure AND how = 'broke'"),
+            options=ask("SELECT count(*) FROM chaos.with_options"),
+            option_failures=ask("SELECT count(*) FROM chaos.again JOIN chaos.with_options USING (id) WHERE is_failure"),
+            option_reruns=ask(
+                "SELECT count(*) FROM chaos.again JOIN chaos.with_options USING (id) WHERE NOT is_failure"
+            ),
             findings=findings,
         )
 
 
 def _load_promises(db: psycopg.Connection, files: Iterable[Path]) -> dict[str, set[int]]:
-    """Fills ``ack``, ``never`` and ``with_effect``; gives the ids that each token answered with."""
-    told: dict[str, list[int]] = {"ack": [], "never": [], "effect": []}
+    """Fills the tables of what was told; gives the ids that each token answered with."""
+    told: dict[str, list[int]] = {"ack": [], "never": [], "effect": [], "options": []}
     tokens: dict[str, set[int]] = defaultdict(set)
     for file in files:
         for line in file.read_text().splitlines():
@@ -224,11 +248,12 @@ def _load_promises(db: psycopg.Connection, files: Iterable[Path]) -> dict[str, s
     _copy(db, "COPY chaos.ack FROM STDIN", ((id_,) for id_ in told["ack"]))
     _copy(db, "COPY chaos.never FROM STDIN", ((id_,) for id_ in told["never"]))
     _copy(db, "COPY chaos.with_effect FROM STDIN", ((id_,) for id_ in told["effect"]))
+    _copy(db, "COPY chaos.with_options FROM STDIN", ((id_,) for id_ in told["options"]))
     return tokens
 
 
-def _runs(journal: Path) -> Iterator[tuple[int, int, int, int, float, float | None, bool]]:
-    """Starts with their ends, as n, id, attempt, pid, began, ended, whether it broke; n counts in the order of starts."""
+def _runs(journal: Path) -> Iterator[tuple[int, int, int, int, float, float | None, str | None]]:
+    """Starts with their ends, as n, id, attempt, pid, began, ended, how; n counts in the order of starts."""
     under_way: dict[tuple[int, int, int], list[tuple[int, float]]] = defaultdict(list)
     with journal.open() as lines:
         for n, line in enumerate(lines):
@@ -240,10 +265,10 @@ def _runs(journal: Path) -> Iterator[tuple[int, int, int, int, float, float | No
             started, began = under_way[key].pop(0)
             if not under_way[key]:
                 del under_way[key]
-            yield started, *key, began, float(at), word == "broke"
+            yield started, *key, began, float(at), word
     for key, starts in under_way.items():
         for started, began in starts:
-            yield started, *key, began, None, False
+            yield started, *key, began, None, None
 
 
 def _buried(logs: str) -> set[int]:

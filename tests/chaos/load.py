@@ -134,7 +134,7 @@ class Producers:
         folder: for their logs and promises.
         seed: of their choices.
         kinds: those of `KINDS` that there are.
-        has_effects: whether some of their tasks order effects, which workers of older versions can't complete.
+        is_varied: whether some of their tasks order effects, or have options of their own: workers of older versions know neither.
         env: variables beside this process's own.
     """
 
@@ -146,12 +146,12 @@ class Producers:
         seed: str,
         *,
         kinds: Sequence[str] = KINDS,
-        has_effects: bool = True,
+        is_varied: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._env = {**os.environ, **(env or {})}
         self._dsn, self._schema, self._folder, self._seed = dsn, schema, folder, seed
-        self._has_effects = has_effects
+        self._is_varied = is_varied
         self._started = 0
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._lock = threading.Lock()
@@ -199,7 +199,7 @@ class Producers:
             "dsn": self._dsn,
             "schema": self._schema,
             "kind": kind,
-            "has_effects": self._has_effects,
+            "is_varied": self._is_varied,
             "file": str(self._folder / f"promises-{self._seed}-{self._started}"),
             "seed": f"{self._seed} {self._started}",
         }

@@ -1,7 +1,8 @@
 """A producer process of the chaos run: ``producer_main.py SPEC``, a JSON object that `load.Producers` writes. Enqueues until SIGTERM.
 
 What it was told of its tasks goes into a file of its own, a write a call: what a killed process wrote stays. ``ack``: these are in;
-``never``: these were rolled back; ``token``: the id that answers to a token; ``effect``: these are to be completed with a row of their own.
+``never``: these were rolled back; ``token``: the id that answers to a token; ``effect``: these are to be completed with a row of their own;
+``options``: these have a timeout and a retry policy of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import psycopg
 
-from fastq import DatabaseError, Enqueued, Producer, Task
+from fastq import ConstantBackoff, DatabaseError, Enqueued, ExponentialBackoff, Producer, Task
 
 _SPEC: Final[dict[str, Any]] = json.loads(sys.argv[1])
 _FILE: Final = os.open(_SPEC["file"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -34,6 +35,13 @@ _REGRETS: Final = 0.2
 #: Of all tasks: how many are completed in a transaction of their handlers'; of these, how often it is rolled back first.
 _EFFECTS: Final = 0.1
 _HANDLER_REGRETS: Final = 0.2
+#: Of all tasks: how many have a timeout and a retry policy of their own, and how many a payload of bytes.
+_OPTIONS: Final = 0.2
+_BYTES: Final = 0.3
+#: Seconds: more than a run takes, whatever strikes.
+_TIMEOUT: Final = 300.0
+#: None waits less than `audit` has as the least, nor much longer: retries are to be many. Floats, as they come back.
+_RETRIES: Final = (ConstantBackoff(1.5), ExponentialBackoff(exponent=1.0, jitter=0.0, maximum=2.0))
 _OVER: Final = threading.Event()
 
 
@@ -46,7 +54,13 @@ def _promise(tasks: Iterable[Task], found: Iterable[Enqueued]) -> None:
     """These are in. What answered a token may have another's payload."""
     pairs = list(zip(tasks, found, strict=True))
     _note("ack", [one.id for _, one in pairs])
-    _note("effect", [one.id for task, one in pairs if one.is_new and "effect" in task.payload])
+    for word in ("effect", "options"):
+        _note(word, [one.id for task, one in pairs if one.is_new and word in _orders(task)])
+
+
+def _orders(task: Task) -> dict[str, Any]:
+    orders: dict[str, Any] = json.loads(task.payload) if isinstance(task.payload, bytes) else task.payload
+    return orders
 
 
 def _task(token: str | None = None) -> Task:
@@ -57,12 +71,18 @@ def _task(token: str | None = None) -> Task:
         payload["seconds"] = _RND.uniform(0.02, 0.3)
     elif chance < 0.28:
         payload["fail"] = _RND.choice([1, 1, 2])
-    if _SPEC["has_effects"] and _RND.random() < _EFFECTS:
-        payload["effect"] = "rollback" if _RND.random() < _HANDLER_REGRETS else "commit"
-        if payload["effect"] == "rollback" and _RND.random() < 0.5:
-            payload["fail"] = 1
+    options: dict[str, Any] = {}
+    if _SPEC["is_varied"]:
+        if _RND.random() < _EFFECTS:
+            payload["effect"] = "rollback" if _RND.random() < _HANDLER_REGRETS else "commit"
+            if payload["effect"] == "rollback" and _RND.random() < 0.5:
+                payload["fail"] = 1
+        if _RND.random() < _OPTIONS:
+            options = {"timeout": _TIMEOUT, "retry": _RND.choice(_RETRIES)}
+            payload["options"] = [_TIMEOUT, repr(options["retry"])]
     delay = _RND.uniform(0, 3) if _RND.random() < 0.05 else None
-    return Task("t", payload, max_attempts=_MAX_ATTEMPTS, delay=delay, idempotency_token=token)
+    data = json.dumps(payload).encode() if _RND.random() < _BYTES else payload
+    return Task("t", data, max_attempts=_MAX_ATTEMPTS, delay=delay, idempotency_token=token, **options)
 
 
 def _single(producer: Producer) -> None:

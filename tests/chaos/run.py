@@ -109,6 +109,9 @@ def _report(account: Account, faults: dict[str, int], took: float, drained: floa
         ("runs lost by a fault, and run again", f"{account.reruns:,}", account.reruns > 0),
         ("tasks completed in their handlers' transactions", f"{account.effects:,}", account.effects > 0),
         ("such transactions broken, and begun again", f"{account.breaks:,}", account.breaks > 0),
+        ("tasks with a timeout and retry policy of their own", f"{account.options:,}", account.options > 0),
+        ("of these: runs that failed", f"{account.option_failures:,}", account.option_failures > 0),
+        ("of these: runs lost by a fault, and run again", f"{account.option_reruns:,}", True),
         *((f"fault: {kind}", str(count), count > 0) for kind, count in faults.items()),
         *account.wrong,
     ]

@@ -14,13 +14,21 @@ from tests.chaos.faults import Fault
 from tests.support.faults.server import PrivateServer
 
 
-@pytest.fixture
-def server() -> Iterator[PrivateServer]:
-    """Prepared as for a run; the schema's name is the default one, so the server is this test's own."""
+@pytest.fixture(scope="module")
+def private_server() -> Iterator[PrivateServer]:
+    """The schema's name is the default one, so the server is these tests' own."""
     with PrivateServer() as server:
-        migrate(server.dsn, schema="fastq")
-        prepare(server.dsn)
         yield server
+
+
+@pytest.fixture
+def server(private_server: PrivateServer) -> PrivateServer:
+    """Prepared as for a run."""
+    with psycopg.connect(private_server.dsn) as db:
+        db.execute("DROP SCHEMA IF EXISTS fastq, chaos CASCADE")
+    migrate(private_server.dsn, schema="fastq")
+    prepare(private_server.dsn)
+    return private_server
 
 
 class Run:
@@ -84,7 +92,17 @@ def run(server: PrivateServer, tmp_path: Path) -> Run:
 
 def test_a_run_without_a_fault(run: Run) -> None:
     assert run.audit() == Account(
-        acknowledged=2, completed=2, starts=2, failures=0, reruns=0, effects=1, breaks=0, findings=[]
+        acknowledged=2,
+        completed=2,
+        starts=2,
+        failures=0,
+        reruns=0,
+        effects=1,
+        breaks=0,
+        options=0,
+        option_failures=0,
+        option_reruns=0,
+        findings=[],
     )
 
 
@@ -201,6 +219,35 @@ def test_a_transaction_breaks_by_a_fault_alone(run: Run, kind: str, at: float, b
     account = run.audit()
     assert [finding.what for finding in account.findings] == ([] if breaks else ["re-runs that no fault explains"])
     assert (account.breaks, account.failures) == (1, 0)
+
+
+@pytest.mark.parametrize("how", ["fail", "end"])
+def test_a_failure_is_one_that_the_handler_knows_of(run: Run, how: str) -> None:
+    run.start(2, 10, 5.0, until=5.1, how=how)
+    run.record_failure(2)
+    run.start(2, 10, 6.0, until=6.1, attempt=2)
+    run.complete(2, attempts=2)
+    wrong = ["starts without an attempt or a rescue", "re-runs that no fault explains"]
+    assert list(_found(run)) == ([] if how == "fail" else wrong)
+
+
+@pytest.mark.parametrize("again", [5.6, 6.6])
+def test_a_retry_sooner_than_the_tasks_own_policy(run: Run, again: float) -> None:
+    run.promise("options", 2)
+    run.start(2, 10, 5.0, until=5.1, how="fail")
+    run.record_failure(2)
+    run.start(2, 10, again, until=again + 0.1, attempt=2)
+    run.complete(2, attempts=2)
+    is_early = again < 6
+    assert list(_found(run)) == (
+        ["failed, and run again sooner than their own retry policy has it"] if is_early else []
+    )
+
+
+def test_options_that_are_not_the_tasks_own(run: Run) -> None:
+    run.start(2, 10, 5.0, until=5.1, how="strange")
+    run.complete(2)
+    assert _found(run) == {"without the timeout and the retry policy that they were enqueued with": [2]}
 
 
 def _found(run: Run) -> dict[str, list[int]]:

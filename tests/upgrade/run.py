@@ -125,7 +125,7 @@ def run(commit: str, folder: Path) -> bool:
         journal = Journal(folder / "journal")
         old = Workers(server.dsn, _SCHEMA, folder, journal, number=2, name="old", env=env)
         stack.callback(old.close)
-        old_producers = Producers(server.dsn, _SCHEMA, folder, "old", kinds=_OLD_KINDS, has_effects=False, env=env)
+        old_producers = Producers(server.dsn, _SCHEMA, folder, "old", kinds=_OLD_KINDS, is_varied=False, env=env)
         stack.callback(old_producers.close)
         _pass_time([old])
         waits = Waits(server.dsn)
@@ -135,7 +135,7 @@ def run(commit: str, folder: Path) -> bool:
             took = time.monotonic() - began
         new = Workers(server.dsn, _SCHEMA, folder, journal, number=2, name="new")
         stack.callback(new.close)
-        new_producers = Producers(server.dsn, _SCHEMA, folder, "new", has_effects=False)
+        new_producers = Producers(server.dsn, _SCHEMA, folder, "new", is_varied=False)
         stack.callback(new_producers.close)
         _pass_time([old, new])
         old_producers.stop()

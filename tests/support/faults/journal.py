@@ -10,7 +10,8 @@ class Entry(NamedTuple):
     """What a handler wrote down."""
 
     word: str
-    """``start``, and ``end`` or, where an error of its own transaction ended it, ``broke``."""
+    """``start``; then ``end``, ``fail`` (as ordered), ``broke`` (by an error of its own transaction) or ``strange`` (with options that are
+    not its own)."""
     id: int
     attempt: int
     pid: int

@@ -10,8 +10,9 @@ Its handlers do what a task's payload orders, and write down that they started a
 - ``effect``: write a row into ``chaos.effect`` and complete the task in that transaction, open for ``seconds``: ``"commit"``, or
   ``"rollback"``, which the first attempt does and returns; others commit. An error of either ends the run.
 - ``fail``: raise in so many first attempts, whatever was done before.
+- ``options``: the timeout and the retry policy that the task was enqueued with. A run that has others does nothing else, and says so.
 
-A payload of ``"quiet"`` does nothing and is not written down.
+Bytes are orders in JSON. A payload of ``"quiet"`` does nothing and is not written down.
 """
 
 from __future__ import annotations
@@ -80,6 +81,18 @@ _DEATHS: Final[dict[str, Callable[[], None]]] = {
     "exit": _die_by_exit,
     "segfault": _die_by_segfault,
 }
+
+
+def _orders(task: TaskInfo) -> Any:
+    payload = task.payload
+    return json.loads(payload) if isinstance(payload, bytes) else payload or {}
+
+
+def _has_lost_options(task: TaskInfo, orders: dict[str, Any]) -> bool:
+    if "options" not in orders or orders["options"] == [task.timeout, repr(task.retry)]:
+        return False
+    _note("strange", task)
+    return True
 
 
 def _begin(task: TaskInfo, orders: dict[str, Any]) -> None:
@@ -156,12 +169,13 @@ async def _write_effect_async(task: TaskInfo, orders: dict[str, Any]) -> None:
 
 
 def _is_regretted(task: TaskInfo, orders: dict[str, Any]) -> bool:
-    return bool(orders["effect"] == "rollback" and task.attempt == 1)
+    return bool(orders.get("effect") == "rollback" and task.attempt == 1)
 
 
 def _end(task: TaskInfo, orders: dict[str, Any]) -> None:
-    _note("end", task)
-    if task.attempt <= orders.get("fail", 0):
+    fails = task.attempt <= orders.get("fail", 0)
+    _note("fail" if fails or _is_regretted(task, orders) else "end", task)
+    if fails:
         raise ValueError("as ordered")
 
 
@@ -183,11 +197,12 @@ def _is_open(gate: str) -> bool:
 
 
 def _handle(task: TaskInfo) -> None:
-    payload = task.payload
-    if payload == "quiet":
+    orders = _orders(task)
+    if orders == "quiet":
         return
-    orders = payload or {}
     _begin(task, orders)
+    if _has_lost_options(task, orders):
+        return
     if "gate" in orders:
         with Path(orders["gate"]).open() as gate:
             fcntl.flock(gate, fcntl.LOCK_SH)
@@ -203,11 +218,12 @@ def _handle(task: TaskInfo) -> None:
 
 
 async def _handle_async(task: TaskInfo) -> None:
-    payload = task.payload
-    if payload == "quiet":
+    orders = _orders(task)
+    if orders == "quiet":
         return
-    orders = payload or {}
     _begin(task, orders)
+    if _has_lost_options(task, orders):
+        return
     while "gate" in orders and not _is_open(orders["gate"]):  # noqa: ASYNC110 another process opens it
         await asyncio.sleep(_LOOK)
     if "effect" in orders:
