@@ -15,10 +15,10 @@ from tests.acceptance.stage import ACTORS, Stage
 
 @pytest.fixture(scope="module", params=list(ACTORS))
 def stage(dsn: str, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """A migrated schema, and who acts on it; once for each kind of client."""
+    """A migrated schema, and who acts on it; once for each kind of client and handler."""
     name = f"test_{secrets.token_hex(6)}"
     migrate(dsn, schema=name)
-    found = Stage(dsn, name, ACTORS[request.param])
+    found = Stage(dsn, name, request.param)
     try:
         yield found
     finally:

@@ -15,9 +15,11 @@ Action: TypeAlias = Literal[
     "edit time",
     "claim",
     "complete",
+    "complete in a transaction",
     "fail, to be retried",
     "fail for good",
     "snooze",
+    "expire",
     "give back",
     "rescue",
 ]
@@ -25,7 +27,16 @@ Action: TypeAlias = Literal[
 Told: TypeAlias = Literal["refused", "missing", "passed"]
 
 CLIENT_ACTIONS: Final[tuple[Action, ...]] = ("cancel", "retry", "delete", "edit payload", "edit time")
-RESULTS: Final[tuple[Action, ...]] = ("complete", "fail, to be retried", "fail for good", "snooze", "give back")
+#: The worker's. "complete in a transaction": by its handler (`complete_tx`), under a claim that is made for this task alone.
+RESULTS: Final[tuple[Action, ...]] = (
+    "complete",
+    "complete in a transaction",
+    "fail, to be retried",
+    "fail for good",
+    "snooze",
+    "expire",
+    "give back",
+)
 #: Those that wait for nobody: what is locked is left for their next time.
 SKIPPERS: Final[tuple[Action, ...]] = ("claim", "rescue")
 ACTIONS: Final[tuple[Action, ...]] = (*CLIENT_ACTIONS, *RESULTS, *SKIPPERS)
@@ -59,9 +70,11 @@ TABLE: Final[dict[Place, dict[Action, Place | Told]]] = {
         "edit time": "refused",
         "claim": "passed",
         "complete": "completed",
+        "complete in a transaction": "completed",
         "fail, to be retried": "retrying",
         "fail for good": "failed",
         "snooze": "scheduled",
+        "expire": "expired",
         "give back": "ready",
         "rescue": "ready",
     },
@@ -90,6 +103,36 @@ SHOWN: Final[dict[Place, tuple[str, str | None]]] = {
     "failed": ("failed", None),
     "expired": ("expired", None),
     "cancelled": ("cancelled", None),
+}
+
+#: How a task comes to a place while a handler is at work on it; the handler's run holds it only where nobody did anything.
+WAYS: Final[tuple[tuple[Place, tuple[Action, ...]], ...]] = (
+    ("running", ()),
+    ("ready", ("rescue",)),
+    ("scheduled", ("rescue", "edit time")),
+    ("retrying", ("rescue", "claim", "fail, to be retried")),
+    ("running", ("rescue", "claim")),
+    ("completed", ("rescue", "claim", "complete")),
+    ("failed", ("rescue", "claim", "fail for good")),
+    ("expired", ("rescue", "claim", "expire")),
+    ("cancelled", ("cancel",)),
+    ("gone", ("cancel", "delete")),
+)
+
+TransactionEnd: TypeAlias = Literal["committed", "rolled back", "lost"]
+HandlerEnd: TypeAlias = Literal["returns", "raises", "snoozes"]
+#: What becomes of a task that its handler completed in a transaction, by the ends of both, whichever comes first. As the table of
+#: docs/transactions.md.
+ENDS: Final[dict[tuple[TransactionEnd, HandlerEnd], Place]] = {
+    ("committed", "returns"): "completed",
+    ("committed", "raises"): "completed",
+    ("committed", "snoozes"): "completed",
+    ("rolled back", "returns"): "retrying",
+    ("rolled back", "raises"): "retrying",
+    ("rolled back", "snoozes"): "scheduled",
+    ("lost", "returns"): "retrying",
+    ("lost", "raises"): "retrying",
+    ("lost", "snoozes"): "scheduled",
 }
 
 
