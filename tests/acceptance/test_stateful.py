@@ -1,12 +1,14 @@
 """The whole queue beside a plain model: producers, consumers that come, go and crash, all kinds of handlers, and a client, in random order.
 
-After each step the queue is let settle: what consumers can run, they have run. Then each task must be where the model says.
+After each step the queue is let settle: what consumers can run, they have run. Then each task must be where the model says, and what
+handlers wrote in the transactions that completed their tasks must be there once.
 `FASTQ_STATEFUL_STEPS` says how many steps at least, `FASTQ_STATEFUL_SEED` which; the seed is printed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import secrets
 import threading
@@ -19,10 +21,22 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from fastq import Consumer, InvalidTransition, Producer, SkipRetry, Snooze, Task, TaskInfo, TaskNotFound
+from fastq import (
+    ConstantBackoff,
+    Consumer,
+    InvalidTransition,
+    Producer,
+    SkipRetry,
+    Snooze,
+    Task,
+    TaskInfo,
+    TaskNotFound,
+    _engine,
+)
 from fastq.client import Client
 from tests.support.consuming import new_consumer
 from tests.support.lab import QUICK
+from tests.support.producing import Background
 from tests.support.waiting import wait_until
 
 STEPS: Final = int(os.environ.get("FASTQ_STATEFUL_STEPS", "120"))
@@ -32,8 +46,33 @@ _LATER: Final = 3600.0
 #: Handlers that wait: each takes a slot.
 _MOST_HELD: Final = 6
 
-#: What a handler does, as its task's payload says.
-DOINGS: Final = ("return", "raise", "raise once", "snooze", "skip", "hold")
+#: What a handler does, as its task's payload says; in these it ends by itself.
+FREE: Final = (
+    "return",
+    "raise",
+    "raise once",
+    "snooze",
+    "skip",
+    "complete",
+    "complete and raise",
+    "roll back",
+    "roll back once",
+)
+#: In these it waits: with its transaction open, which has completed the task when it commits, or without one.
+_OPEN: Final = "hold a transaction"
+HOLDS: Final = ("hold", _OPEN)
+#: Those that complete their task in a transaction, and write into it.
+_WRITERS: Final = ("complete", "complete and raise", "roll back once", _OPEN)
+#: A task's own policy: seconds until its retry; None: the consumer's, at once.
+RETRIES: Final = (None, 0.0, _LATER)
+
+#: The application_name of handlers' own connections.
+_HANDLER: Final = "handler"
+_OF_THE_ENGINE: Final = ["fastq claim", "fastq complete", "fastq control"]
+_WAITS_FOR_A_HANDLER: Final = """
+    SELECT EXISTS (SELECT FROM pg_stat_activity w, unnest(pg_blocking_pids(w.pid)) b JOIN pg_stat_activity h ON h.pid = b
+                    WHERE h.application_name = %s AND h.datname = current_database())
+"""
 
 
 @dataclass
@@ -42,27 +81,84 @@ class Known:
 
     does: str
     max_attempts: int
+    retry: float | None = None
     state: str = "pending"
     attempts: int = 0
     later: bool = False
+    effects: int = 0
 
     def run(self) -> None:
-        """What becomes of it once a consumer takes it."""
+        """What becomes of it when a consumer takes it, once."""
         match self.does:
-            case "return":
-                self.state, self.attempts = "completed", self.attempts + 1
-            case "raise":
-                self.state, self.attempts = "failed", self.max_attempts
-            case "raise once" if self.attempts == 0 and self.max_attempts == 1:
-                self.state, self.attempts = "failed", 1
-            case "raise once":
-                self.state, self.attempts = "completed", max(self.attempts, 1) + 1
+            case "raise" | "roll back":
+                self.fail()
+            case "raise once" | "roll back once" if self.attempts == 0:
+                self.fail()
             case "snooze":
                 self.later = True
             case "skip":
                 self.state, self.attempts = "failed", self.attempts + 1
-            case "hold":
+            case "hold" | "hold a transaction":
                 self.state, self.attempts = "running", self.attempts + 1
+            case _:
+                self.attempts += 1
+                self.complete()
+
+    def complete(self) -> None:
+        """An attempt has completed it."""
+        self.state = "completed"
+        self.effects += self.does in _WRITERS
+
+    def fail(self) -> None:
+        """An attempt has failed."""
+        self.attempts += 1
+        if self.attempts >= self.max_attempts:
+            self.state = "failed"
+        else:
+            self.later = self.retry == _LATER
+
+
+class Handler:
+    """What a consumer's handler does. Those that wait do so at this gate, and are then among ``waiting``."""
+
+    def __init__(self, dsn: str, schema: str, released: threading.Event, waiting: set[int]) -> None:
+        self._dsn = dsn
+        self._write = _engine.render("INSERT INTO fastq.effect VALUES (%s)", schema).encode()
+        self._released = released
+        self._waiting = waiting
+
+    def __call__(self, task: TaskInfo) -> None:
+        match task.payload:
+            case "raise":
+                raise ValueError("no")
+            case "raise once" if task.attempt == 1:
+                raise ValueError("not yet")
+            case "snooze":
+                raise Snooze(_LATER)
+            case "skip":
+                raise SkipRetry("never")
+            case "hold":
+                self._wait(task)
+            case "roll back" | "roll back once" | "complete" | "complete and raise" | "hold a transaction":
+                self._write_and_complete(task)
+
+    def _write_and_complete(self, task: TaskInfo) -> None:
+        with psycopg.connect(self._dsn, application_name=_HANDLER) as connection:  # commits at its end
+            connection.execute(self._write, (task.id,))
+            task.complete_tx(connection)
+            match task.payload:
+                case "roll back":
+                    connection.rollback()
+                case "roll back once" if task.attempt == 1:
+                    connection.rollback()
+                case "hold a transaction":
+                    self._wait(task)
+        if task.payload == "complete and raise":
+            raise ValueError("too late")
+
+    def _wait(self, task: TaskInfo) -> None:
+        self._waiting.add(task.id)
+        assert self._released.wait(60)
 
 
 class Queue(RuleBasedStateMachine):
@@ -76,7 +172,7 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.type = f"t{secrets.token_hex(4)}"
         self.tasks: dict[int, Known] = {}
-        self.gone: list[int] = []
+        self.gone: dict[int, Known] = {}
         self.tokens: dict[str, int] = {}
         self.consumers: list[Consumer] = []
         self.released = threading.Event()
@@ -84,6 +180,7 @@ class Queue(RuleBasedStateMachine):
         self.held = 0
         self.producer = Producer(self.dsn, schema=self.schema)
         self.client = Client(self.dsn, schema=self.schema)
+        self.db = psycopg.connect(self.dsn, autocommit=True)
 
     def teardown(self) -> None:
         self.released.set()
@@ -91,31 +188,48 @@ class Queue(RuleBasedStateMachine):
             consumer.stop(10)
         self.producer.close()
         self.client.close()
+        self.db.close()
+
+    def sql(self, statement: str, *params: object) -> list[tuple[Any, ...]]:
+        """The rows of a statement."""
+        return self.db.execute(_engine.render(statement, self.schema).encode(), params).fetchall()
 
     # --- producers -------------------------------------------------------------------------------
 
-    def task(self, does: str, max_attempts: int, *, later: bool, token: str | None = None) -> Task:
-        if does == "hold":
+    def task(
+        self, does: str, max_attempts: int, *, later: bool, retry: float | None = None, token: str | None = None
+    ) -> Task:
+        if does in HOLDS:
             self.held += 1
-            does = "hold" if self.held <= _MOST_HELD else "return"
+            does = does if self.held <= _MOST_HELD else "return"
         delay = _LATER if later else None
-        return Task(self.type, does, max_attempts=max_attempts, delay=delay, idempotency_token=token)
+        policy = None if retry is None else ConstantBackoff(retry)
+        return Task(self.type, does, max_attempts=max_attempts, delay=delay, idempotency_token=token, retry=policy)
 
-    def note(self, id_: int, task: Task, *, later: bool) -> None:
-        self.tasks[id_] = Known(cast("str", task.payload), task.max_attempts, later=later)
+    def note(self, id_: int, task: Task, *, later: bool, retry: float | None = None) -> None:
+        self.tasks[id_] = Known(cast("str", task.payload), task.max_attempts, retry, later=later)
 
-    @rule(does=st.sampled_from(DOINGS), max_attempts=st.integers(1, 3), later=st.booleans())
-    def enqueue(self, does: str, max_attempts: int, *, later: bool) -> None:
-        task = self.task(does, max_attempts, later=later)
-        self.note(self.producer.enqueue(task).id, task, later=later)
+    @rule(
+        does=st.sampled_from(FREE + HOLDS),
+        max_attempts=st.integers(1, 3),
+        later=st.booleans(),
+        retry=st.sampled_from(RETRIES),
+    )
+    def enqueue(self, does: str, max_attempts: int, *, later: bool, retry: float | None) -> None:
+        task = self.task(does, max_attempts, later=later, retry=retry)
+        self.note(self.producer.enqueue(task).id, task, later=later, retry=retry)
 
-    @rule(kinds=st.lists(st.tuples(st.sampled_from(DOINGS[:-1]), st.booleans()), min_size=1, max_size=40))
-    def enqueue_many(self, kinds: list[tuple[str, bool]]) -> None:
-        tasks = [self.task(does, 2, later=later) for does, later in kinds]
-        for found, task, (_, later) in zip(self.producer.enqueue_many(tasks), tasks, kinds, strict=True):
-            self.note(found.id, task, later=later)
+    @rule(
+        kinds=st.lists(
+            st.tuples(st.sampled_from(FREE), st.booleans(), st.sampled_from(RETRIES)), min_size=1, max_size=40
+        )
+    )
+    def enqueue_many(self, kinds: list[tuple[str, bool, float | None]]) -> None:
+        tasks = [self.task(does, 2, later=later, retry=retry) for does, later, retry in kinds]
+        for found, task, (_, later, retry) in zip(self.producer.enqueue_many(tasks), tasks, kinds, strict=True):
+            self.note(found.id, task, later=later, retry=retry)
 
-    @rule(token=st.sampled_from("abc"), does=st.sampled_from(DOINGS[:-1]))
+    @rule(token=st.sampled_from("abc"), does=st.sampled_from(FREE))
     def enqueue_with_a_token(self, token: str, does: str) -> None:
         token = f"{self.type} {token}"
         task = self.task(does, 2, later=False, token=token)
@@ -131,24 +245,8 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: len(self.consumers) < 2)
     @rule()
     def start_consumer(self) -> None:
-        released, waiting = self.released, self.waiting
         consumer = new_consumer(self.dsn, self.schema, **QUICK, concurrency=2 * _MOST_HELD)
-
-        def handle(task: TaskInfo) -> None:
-            match task.payload:
-                case "raise":
-                    raise ValueError("no")
-                case "raise once" if task.attempt == 1:
-                    raise ValueError("not yet")
-                case "snooze":
-                    raise Snooze(_LATER)
-                case "skip":
-                    raise SkipRetry("never")
-                case "hold":
-                    waiting.add(task.id)
-                    assert released.wait(60)
-
-        consumer.handler(self.type)(handle)
+        consumer.handler(self.type)(Handler(self.dsn, self.schema, self.released, self.waiting))
         consumer.start()
         self.consumers.append(consumer)
 
@@ -167,7 +265,7 @@ class Queue(RuleBasedStateMachine):
         self.released.set()
         for task in self.tasks.values():
             if task.state == "running":
-                task.state = "completed"
+                task.complete()
         self.settle()
         for consumer in self.consumers:
             consumer.stop(20)
@@ -175,21 +273,27 @@ class Queue(RuleBasedStateMachine):
         self.released = threading.Event()
 
     @precondition(lambda self: self.consumers)
-    @rule()
-    def crash(self) -> None:
-        """Their connections end, and they are given up with all that they hold; what ran may be charged or not. A new one comes."""
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid() "
-                "AND application_name IN ('fastq claim', 'fastq complete', 'fastq control')"
-            )
+    @rule(whole=st.booleans())
+    def crash(self, *, whole: bool) -> None:
+        """Their connections end, and they are given up with all that they hold; what ran may be charged or not. A new one comes.
+
+        ``whole``: their handlers' connections end, too. Else handlers that have completed their tasks commit that when all is over.
+        """
+        names = [*_OF_THE_ENGINE, *([_HANDLER] if whole else [])]
+        self.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = ANY (%s)",
+            names,
+        )
         ran = {id_: task for id_, task in self.tasks.items() if task.state == "running"}
         for consumer in self.consumers:
             consumer.stop(0)
         self.consumers.clear()
         self.released.set()
         self.released, self.waiting = threading.Event(), set()
+        if not whole:
+            for id_ in [id_ for id_, task in ran.items() if task.does == _OPEN]:
+                ran.pop(id_).complete()
         self.start_consumer()
 
         def settled() -> bool:
@@ -208,7 +312,7 @@ class Queue(RuleBasedStateMachine):
     # --- clients ---------------------------------------------------------------------------------
 
     def pick(self, data: Any) -> int | None:
-        ids = [*self.tasks, *self.gone[-3:]]
+        ids = [*self.tasks, *list(self.gone)[-3:]]
         return data.draw(st.sampled_from(ids)) if ids else None
 
     def act(self, call: Any, id_: int, *, may: bool) -> bool:
@@ -225,6 +329,14 @@ class Queue(RuleBasedStateMachine):
         if (id_ := self.pick(data)) is None:
             return
         task = self.tasks.get(id_)
+        if task is not None and (task.state, task.does) == ("running", _OPEN):
+            # It waits for the handler's transaction, and comes too late.
+            late = Background(lambda: self.client.cancel_task(id_))
+            wait_until(lambda: self.sql(_WAITS_FOR_A_HANDLER, _HANDLER) == [(True,)], message="the cancel to wait")
+            self.release()
+            with pytest.raises(InvalidTransition):
+                late.result()
+            return
         may = task is not None and task.state != "completed"
         if self.act(lambda: self.client.cancel_task(id_), id_, may=may) and task is not None:
             task.state, task.later = "cancelled", False
@@ -244,11 +356,10 @@ class Queue(RuleBasedStateMachine):
             return
         may = id_ in self.tasks and self.tasks[id_].state != "running"
         if self.act(lambda: self.client.delete_task(id_), id_, may=may):
-            del self.tasks[id_]
-            self.gone.append(id_)
+            self.gone[id_] = self.tasks.pop(id_)
             self.tokens = {token: other for token, other in self.tokens.items() if other != id_}
 
-    @rule(data=st.data(), does=st.sampled_from(DOINGS[:-1]), delay=st.sampled_from([None, 0.0, _LATER]))
+    @rule(data=st.data(), does=st.sampled_from(FREE), delay=st.sampled_from([None, 0.0, _LATER]))
     def edit(self, data: Any, does: str, delay: float | None) -> None:
         if (id_ := self.pick(data)) is None:
             return
@@ -274,25 +385,33 @@ class Queue(RuleBasedStateMachine):
         type(self).steps += 1
         if self.consumers:
             for task in self.tasks.values():
-                if task.state == "pending" and not task.later:
+                while task.state == "pending" and not task.later:
                     task.run()
-        wanted = {id_: (task.state, task.attempts, task.does, True) for id_, task in self.tasks.items()}
+        wanted = {
+            id_: (task.state, task.attempts, task.does, task.state == "pending" and task.later)
+            for id_, task in self.tasks.items()
+        }
         seen: dict[int, tuple[str, int, Any, bool]] = {}
 
         def is_settled() -> bool:
             seen.clear()
             page = self.client.list_tasks(types=[self.type], limit=10_000)
             assert page.next is None
+            soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=_LATER / 2)
             for task in page:
-                # One that a handler snoozes looks as before, but for its time.
-                has_time = task.kind == "scheduled" or task.id not in wanted or not self.tasks[task.id].later
-                seen[task.id] = (task.state, task.attempts, task.payload, has_time)
-            return seen == wanted
+                # One that waits for later looks as before it ran, but for its time.
+                is_later = task.state == "pending" and task.run_at is not None and task.run_at > soon
+                seen[task.id] = (task.state, task.attempts, task.payload, is_later)
+            # A task runs from its claim on: what others do to it next shall meet its handler where it waits.
+            return seen == wanted and self.waiting >= {id_ for id_, known in wanted.items() if known[0] == "running"}
 
         with contextlib.suppress(AssertionError):
             wait_until(is_settled, timeout=20)
         assert {id_: seen.get(id_) for id_ in wanted if seen.get(id_) != wanted[id_]} == {}
         assert set(seen) == set(wanted)
+        known = self.tasks | self.gone
+        effects = dict(self.sql("SELECT id, count(*) FROM fastq.effect WHERE id = ANY (%s) GROUP BY id", list(known)))
+        assert effects == {id_: task.effects for id_, task in known.items() if task.effects}
 
 
 @pytest.mark.timeout(60 + STEPS)
@@ -301,6 +420,8 @@ def test_the_queue_agrees_with_a_model(dsn: str, migrated: str, capsys: pytest.C
     with capsys.disabled():
         print(f"\nstateful test: at least {STEPS} steps, FASTQ_STATEFUL_SEED={number}")  # noqa: T201 to repeat it
     Queue.dsn, Queue.schema, Queue.steps = dsn, migrated, 0
+    with psycopg.connect(dsn) as connection:
+        connection.execute(_engine.render("CREATE TABLE fastq.effect (id bigint NOT NULL)", migrated).encode())
     how = settings(
         max_examples=5,
         stateful_step_count=_EXAMPLE,
