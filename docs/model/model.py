@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from steps import GUARDS, HARMLESS, SCENES, WIDE, Model, Scene, State, Step, Violation, canonical, check
+from scenes import SCENES, WIDE, Scene
+from states import State, Step, Violation, canonical, check
+from steps import GUARDS, HARMLESS, OF_TRANSACTIONS, Model
 
 
 class Found(NamedTuple):
@@ -27,6 +29,12 @@ class Found(NamedTuple):
     violation: str | None
     trace: tuple[str, ...]
     seconds: float
+
+
+def scenes(without: str | None = None, *, wide: bool = False) -> tuple[Scene, ...]:
+    """Those in which it would show that a guard is taken out; all, if none is."""
+    chosen = SCENES + (WIDE if wide else ())
+    return tuple(s for s in chosen if without is None or bool(s.begins) == (without in OF_TRANSACTIONS))
 
 
 def search(scene: Scene, without: str | None = None) -> Found:
@@ -126,10 +134,10 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.list:
         for guard, what in GUARDS.items():
-            print(f"{guard:11}{what}{' (nothing goes wrong without it)' if guard in HARMLESS else ''}")
+            print(f"{guard:13}{what}{' (nothing goes wrong without it)' if guard in HARMLESS else ''}")
         return 0
     status = 0
-    for scene in SCENES + (WIDE if chosen.wide else ()):
+    for scene in scenes(chosen.without, wide=chosen.wide):
         found = search(scene, chosen.without)
         verdict = found.violation or "all properties hold"
         print(
