@@ -444,8 +444,9 @@ GUARDS: Final = (
         "python/fastq/_tx/completing.py",
         (("if ended == [self._no]:", "if ended is not None:"),),
         (
-            _OTHERS_TX + "test_a_task_that_was_cancelled_before_is_lost",
-            _OTHERS_TX + "test_a_worker_that_stood_still_past_its_death_rolls_back",
+            "tests/acceptance/test_transactions.py::test_idle_of_a_run_that_has_lost_its_task[sync-cancel-found out by the statement]",
+            "tests/acceptance/test_transactions.py::test_idle_of_a_run_that_has_lost_its_task[async-rescue-found out by the statement]",
+            "tests/acceptance/test_transactions.py::test_racing_what_others_have_begun[sync-cancel-the statement waits-commit]",
         ),
     ),
     _sql(
