@@ -74,7 +74,7 @@ def _by_id(
     way, far = ("down", within.first_id) if descending else ("up", within.last_id)
     at = min(max(at, 0), within.last_id + 1) if descending else max(at, within.first_id - 1)
     tasks: list[TaskRecord] = []
-    looks = first_looks(limit)
+    looks = max(LOOKS[0], _LOOKS_A_TASK * (limit + 1))
     while at > far if descending else at < far:
         left = limit - len(tasks)
         # One more than wanted tells whether there are more.
@@ -88,11 +88,6 @@ def _by_id(
         if len(tasks) >= limit or time.monotonic() >= until:
             return Page(tuple(tasks), f"id-{way}-0-{at}")
     return Page(tuple(tasks), None)
-
-
-def first_looks(limit: int) -> int:
-    """At how many tasks the first `look` for a page is to look."""
-    return max(LOOKS[0], _LOOKS_A_TASK * (limit + 1))
 
 
 def look(
