@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.stage import Case, Stage
-from tests.acceptance.table import ACTIONS, PLACES, SHOWN, SKIPPERS, TABLE, Action, Place, after, changes, told
+from tests.acceptance.table import (
+    ACTIONS,
+    CLIENT_ACTIONS,
+    PLACES,
+    SHOWN,
+    SKIPPERS,
+    TABLE,
+    Action,
+    Place,
+    after,
+    changes,
+    told,
+)
 from tests.support.producing import Background
 from tests.support.waiting import wait_until
 
@@ -31,13 +43,26 @@ def test_idle(stage: Stage, place: Place, action: Action) -> None:
         assert case.payload() == {"n": 2}
 
 
-_RACES = [(place, first) for place in PLACES for first in ACTIONS if changes(place, first)]
+_RACES = [
+    (place, first, second) for place in PLACES for first in ACTIONS for second in ACTIONS if changes(place, first)
+]
+_CLIENTS_RACES = [pair for pair in _RACES if set(pair) & set(CLIENT_ACTIONS)]
 
 
 @pytest.mark.parametrize("commit", [True, False], ids=["commit", "rollback"])
-@pytest.mark.parametrize("second", ACTIONS)
-@pytest.mark.parametrize(("place", "first"), _RACES)
-def test_racing(stage: Stage, place: Place, first: Action, second: Action, *, commit: bool) -> None:
+@pytest.mark.parametrize(("place", "first", "second"), _CLIENTS_RACES)
+def test_racing_a_client(stage: Stage, place: Place, first: Action, second: Action, *, commit: bool) -> None:
+    race(stage, place, first, second, commit=commit)
+
+
+@pytest.mark.parametrize("commit", [True, False], ids=["commit", "rollback"])
+@pytest.mark.parametrize(("place", "first", "second"), [pair for pair in _RACES if pair not in _CLIENTS_RACES])
+@pytest.mark.parametrize("stage", ["sync"], indirect=True)  # no client takes part: one kind says it for all
+def test_racing_among_workers(stage: Stage, place: Place, first: Action, second: Action, *, commit: bool) -> None:
+    race(stage, place, first, second, commit=commit)
+
+
+def race(stage: Stage, place: Place, first: Action, second: Action, *, commit: bool) -> None:
     """The first has done its statement and not committed. The second waits for its lock, or comes wholly before it, or passes by."""
     case = stage.case(place)
     for action in {first, second}:
