@@ -4,6 +4,7 @@ pub mod connect;
 pub mod consume;
 pub mod error;
 pub mod logs;
+pub mod process;
 pub mod produce;
 pub mod rights;
 pub mod run_options;

@@ -11,6 +11,7 @@ use crate::engine::consume::moment::Moment;
 use crate::engine::consume::tx::Answer;
 use crate::engine::consume::{Phase, micros};
 use crate::engine::error::Error;
+use crate::engine::process;
 use crate::py::error::OrRaise;
 use crate::py::task::TaskInfo;
 
@@ -45,7 +46,7 @@ impl TxCompletion {
 
     fn part(&self, py: Python<'_>) -> PyResult<&'static str> {
         let info = self.info.get();
-        if info.shared.pid != std::process::id() {
+        if info.shared.pid != process::id() {
             return Ok("forked");
         }
         if info.shared.phase() == Phase::New {

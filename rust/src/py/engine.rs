@@ -14,6 +14,7 @@ use crate::engine::consume::sched::{Kind, Message, Next, Take};
 use crate::engine::consume::task::{Failure, Outcome, Task};
 use crate::engine::consume::{self, Phase, Settings, Shared};
 use crate::engine::error::{Error, Kind as ErrorKind};
+use crate::engine::process;
 use crate::py::complete::had_completed;
 use crate::py::error::OrRaise;
 use crate::py::mailbox;
@@ -145,7 +146,7 @@ impl Engine {
     }
 
     fn check_pid(&self) -> Result<(), Error> {
-        if self.pid == std::process::id() {
+        if self.pid == process::id() {
             return Ok(());
         }
         let message = "this consumer was started before a fork and is used in the child, where its threads do not exist: \
@@ -232,7 +233,7 @@ impl Engine {
     ) -> PyResult<Self> {
         let settings = settings.extract::<ConsumerSettings>()?.into_settings().or_raise(py)?;
         let copy_context = py.import("contextvars")?.getattr("copy_context")?.unbind();
-        let (shared, pid) = (Mutex::new(None), std::process::id());
+        let (shared, pid) = (Mutex::new(None), process::id());
         Ok(Self { settings, handlers, on_error, copy_context, shared, pid })
     }
 

@@ -17,7 +17,7 @@ mod tx;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::engine::{rights, sql};
+use crate::engine::{process, rights, sql};
 use error::OrRaise;
 
 /// The statements of sql/queries by name, as written.
@@ -54,9 +54,18 @@ fn render(py: Python<'_>, text: &str, schema: &str) -> PyResult<String> {
     sql::render(text, schema).or_raise(py)
 }
 
+/// A child has a number of its own.
+#[pyfunction]
+fn after_fork() {
+    process::renew();
+}
+
 /// The compiled half of fastq.
 #[pymodule]
 mod _core {
+    use pyo3::prelude::*;
+    use pyo3::types::PyDict;
+
     #[pymodule_export]
     use super::{grants, migrations, queries, render, rights_of};
 
@@ -84,4 +93,16 @@ mod _core {
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python's name")]
     const version: &str = env!("CARGO_PKG_VERSION");
+
+    /// Whoever forks an interpreter and goes on in the child runs these hooks; where there is no fork, there is no such function.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        if let Some(register) = py.import("os")?.getattr_opt("register_at_fork")? {
+            let hooks = PyDict::new(py);
+            hooks.set_item("after_in_child", wrap_pyfunction!(super::after_fork, module)?)?;
+            register.call((), Some(&hooks))?;
+        }
+        Ok(())
+    }
 }

@@ -38,8 +38,7 @@ use tokio::sync::Notify;
 use crate::engine::connect::{Link, Target};
 use crate::engine::error::{Error, Kind as ErrorKind, Result};
 use crate::engine::logs::{Level, Outbox};
-use crate::engine::rights;
-use crate::engine::service;
+use crate::engine::{process, rights, service};
 use books::Books;
 use counters::Counters;
 use moment::Moment;
@@ -161,7 +160,7 @@ impl Shared {
             expired: Mutex::default(),
             expiring: AtomicUsize::new(0),
             waker: Mutex::new(None),
-            pid: std::process::id(),
+            pid: process::id(),
         }
     }
 

@@ -41,7 +41,6 @@ pub mod tx;
 mod witness;
 
 use std::pin::Pin;
-use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -53,7 +52,7 @@ use tokio::task::JoinSet;
 use crate::engine::connect::Target;
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::logs::Outbox;
-use crate::engine::service;
+use crate::engine::{process, service};
 
 use answer::Reply;
 use handoff::Ending;
