@@ -164,7 +164,7 @@ def test_an_id_is_a_whole_number(client: Client, id_: Any) -> None:
 
 
 def test_payloads_of_bytes(client: Client, store: Session) -> None:
-    store.run("enqueue_tasks", 0, [7], [1], [3], ["b"], [b"\x00\xff"], [1], [3], [2], [7], [7], None, None, [], [])
+    store.run("enqueue_tasks", 0, [7], [1], [3], ["b"], [b"\x00\xff"], [1], [3], [2], [7], [7], None, None)
     assert client.get_task(7).payload == b"\x00\xff"
 
 

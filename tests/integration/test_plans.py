@@ -40,6 +40,7 @@ HOT = (
     "delete_ready",
     "edit_delayed",
     "edit_ready",
+    "enqueue_expiring",
     "enqueue_tasks",
     "expire_claimed",
     "expire_delayed",

@@ -285,8 +285,6 @@ def enqueue(
         [part[-1] for part in parts],
         None,
         None,
-        [],
-        [],
     )
     return ids
 

@@ -152,8 +152,10 @@ impl Job<'_> {
         link.prepare_leaf("copy_tasks", ready.leaf).await?;
         link.prepare("insert_chunks").await?;
         link.prepare("delay_tasks").await?;
-        link.prepare("enqueue_tasks").await?;
         let (dated, dated_chunks) = dated.finish();
+        if !dated.ids.is_empty() {
+            link.prepare("enqueue_expiring").await?;
+        }
         let silent: Option<&str> = None;
         let dated_params: [Param<'_>; 15] = [
             &ready.leaf,
@@ -193,7 +195,7 @@ impl Job<'_> {
         // Each sends when it is first polled: the commit goes out behind them all.
         let wait = async { if later.ids.is_empty() { Ok(0) } else { link.execute("delay_tasks", &delay).await } };
         let date =
-            async { if dated.ids.is_empty() { Ok(0) } else { link.execute("enqueue_tasks", &dated_params).await } };
+            async { if dated.ids.is_empty() { Ok(0) } else { link.execute("enqueue_expiring", &dated_params).await } };
         let is_last = self.commit && ready.swaps.is_empty();
         let commit = async { if is_last { link.batch("COMMIT").await } else { Ok(()) } };
         Stats::add(&self.shared.stats.statements, 4 + usize::from(!dated.ids.is_empty()));

@@ -267,6 +267,11 @@ impl<'a> Plan<'a> {
             &now_columns.expiries,
             &chunks.expiries,
         ];
+        let (enqueue_name, enqueue) = if chunks.expiries.is_empty() {
+            ("enqueue_tasks", &enqueue[..13])
+        } else {
+            ("enqueue_expiring", &enqueue[..])
+        };
         let delay: [Param<'_>; 8] = [
             &later_columns.ids,
             &later_columns.lanes,
@@ -289,13 +294,12 @@ impl<'a> Plan<'a> {
         Stats::add(&shared.stats.commits, 1);
         if turn.is_some() {
             Stats::add(&shared.stats.statements, 2);
-            return write_and_flush(link, &enqueue).await;
+            return write_and_flush(link, enqueue_name, enqueue).await;
         }
         if is_alone {
             // One statement is a transaction by itself.
             Stats::add(&shared.stats.statements, 1);
-            let (name, params) =
-                if later.is_empty() { ("enqueue_tasks", &enqueue[..]) } else { ("delay_tasks", &delay[..]) };
+            let (name, params) = if later.is_empty() { (enqueue_name, enqueue) } else { ("delay_tasks", &delay[..]) };
             link.prepare(name).await?;
             let (sent, ()) = tokio::join!(link.execute(name, params), ready);
             sent?;
@@ -304,11 +308,11 @@ impl<'a> Plan<'a> {
             }
             return Ok(Sent::Done);
         }
-        for name in ["enqueue_tasks", "delay_tasks", "find_enqueued"] {
+        for name in [enqueue_name, "delay_tasks", "find_enqueued"] {
             link.prepare(name).await?;
         }
         let opening = async { if begin.is_empty() { Ok(()) } else { link.batch(begin).await } };
-        let put = async { if now.is_empty() { Ok(0) } else { link.execute("enqueue_tasks", &enqueue).await } };
+        let put = async { if now.is_empty() { Ok(0) } else { link.execute(enqueue_name, enqueue).await } };
         let wait = async { if later.is_empty() { Ok(0) } else { link.execute("delay_tasks", &delay).await } };
         Stats::add(&shared.stats.statements, 4);
         let swaps = if self.wanted.is_empty() { Vec::new() } else { self.swaps() };
@@ -436,11 +440,11 @@ pub(super) async fn rolled_back<T>(link: &Link, result: Result<T>) -> Result<T> 
 }
 
 /// Enqueues, and waits for the disk in a statement of its own.
-async fn write_and_flush(link: &Link, enqueue: &[Param<'_>]) -> Result<Sent> {
-    for name in ["enqueue_tasks", "flush_log"] {
+async fn write_and_flush(link: &Link, enqueue: &'static str, params: &[Param<'_>]) -> Result<Sent> {
+    for name in [enqueue, "flush_log"] {
         link.prepare(name).await?;
     }
-    let (sent, flushed) = tokio::join!(link.execute("enqueue_tasks", enqueue), link.execute("flush_log", &[]));
+    let (sent, flushed) = tokio::join!(link.execute(enqueue, params), link.execute("flush_log", &[]));
     sent?;
     flushed.map(|_| Sent::Done).map_err(unflushed)
 }

@@ -97,7 +97,7 @@ impl Witness {
             }
             let (none, none_small, none_int): (&[i64], &[i16], &[i32]) = (&[], &[], &[]);
             let silent: Option<&str> = None;
-            let params: [Param<'_>; 15] = [
+            let params: [Param<'_>; 13] = [
                 &self.leaf,
                 &&ids[..],
                 &&lanes[..],
@@ -111,8 +111,6 @@ impl Witness {
                 &none,
                 &silent,
                 &silent,
-                &none_time,
-                &none_time,
             ];
             link.execute("enqueue_tasks", &params).await?;
             Ok(false)
