@@ -60,7 +60,7 @@ def test_links_that_end_one_way_or_the_other_are_made_anew(scene: Scene, proxy: 
             made = proxy.connections
             assert getattr(proxy, fault)() >= 6
             # All three of each worker.
-            wait_until(lambda made=made: proxy.connections >= made + 6)  # type: ignore[misc]
+            wait_until(lambda made=made: proxy.connections >= made + 6, timeout=30)  # type: ignore[misc]
         _finish(scene, load)
 
 

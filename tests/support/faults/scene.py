@@ -220,7 +220,9 @@ class Scene:
         log = self._folder / f"worker-{len(self.workers) + 1}.log"
         worker = self._stack.enter_context(WorkerProcess(self.journal, log, settings))
         self.workers.append(worker)
-        wait_until(lambda: self.value("SELECT count(*) FROM consumer") > before, message="a worker's registration")
+        wait_until(
+            lambda: self.value("SELECT count(*) FROM consumer") > before, timeout=30, message="a worker's registration"
+        )
         return worker
 
     def complaints(self, worker: WorkerProcess) -> list[str]:
