@@ -267,11 +267,7 @@ impl<'a> Plan<'a> {
             &now_columns.expiries,
             &chunks.expiries,
         ];
-        let (enqueue_name, enqueue) = if chunks.expiries.is_empty() {
-            ("enqueue_tasks", &enqueue[..13])
-        } else {
-            ("enqueue_expiring", &enqueue[..])
-        };
+        let (enqueue_name, enqueue) = enqueuing(&enqueue, !chunks.expiries.is_empty());
         let delay: [Param<'_>; 8] = [
             &later_columns.ids,
             &later_columns.lanes,
@@ -437,6 +433,11 @@ pub(super) async fn rolled_back<T>(link: &Link, result: Result<T>) -> Result<T> 
         link.batch("ROLLBACK").await?;
     }
     result
+}
+
+/// Which statement enqueues these tasks, and with which of the parameters; the last two are when they expire.
+fn enqueuing<'a, 'p>(params: &'a [Param<'p>; 15], expires: bool) -> (&'static str, &'a [Param<'p>]) {
+    if expires { ("enqueue_expiring", params) } else { ("enqueue_tasks", &params[..13]) }
 }
 
 /// Enqueues, and waits for the disk in a statement of its own.
