@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 Place: TypeAlias = Literal[
     "ready", "scheduled", "retrying", "running", "completed", "failed", "expired", "cancelled", "gone"
 ]
-Action: TypeAlias = Literal[
-    "cancel",
-    "retry",
-    "delete",
-    "edit payload",
-    "edit time",
-    "claim",
+_ClientAction: TypeAlias = Literal["cancel", "retry", "delete", "edit payload", "edit time"]
+#: A worker's. "complete in a transaction": by its handler (`complete_tx`), under a claim that is made for this task alone.
+_Result: TypeAlias = Literal[
     "complete",
     "complete in a transaction",
     "fail, to be retried",
@@ -21,24 +17,16 @@ Action: TypeAlias = Literal[
     "snooze",
     "expire",
     "give back",
-    "rescue",
 ]
+#: What waits for nobody: what is locked is left for its next time.
+_Skipper: TypeAlias = Literal["claim", "rescue"]
+Action: TypeAlias = _ClientAction | _Result | _Skipper
 #: What its caller is told of an action that changed nothing.
 Told: TypeAlias = Literal["refused", "missing", "passed"]
 
-CLIENT_ACTIONS: Final[tuple[Action, ...]] = ("cancel", "retry", "delete", "edit payload", "edit time")
-#: The worker's. "complete in a transaction": by its handler (`complete_tx`), under a claim that is made for this task alone.
-RESULTS: Final[tuple[Action, ...]] = (
-    "complete",
-    "complete in a transaction",
-    "fail, to be retried",
-    "fail for good",
-    "snooze",
-    "expire",
-    "give back",
-)
-#: Those that wait for nobody: what is locked is left for their next time.
-SKIPPERS: Final[tuple[Action, ...]] = ("claim", "rescue")
+CLIENT_ACTIONS: Final[tuple[Action, ...]] = get_args(_ClientAction)
+RESULTS: Final[tuple[Action, ...]] = get_args(_Result)
+SKIPPERS: Final[tuple[Action, ...]] = get_args(_Skipper)
 ACTIONS: Final[tuple[Action, ...]] = (*CLIENT_ACTIONS, *RESULTS, *SKIPPERS)
 
 # What belongs to a worker, where nothing is ready and no claim holds the task: its results come from a claim that once did.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -79,6 +80,11 @@ def test_every_way_to_enqueue(
         (Task("t", n, delay=600 if n % 7 == 0 else None) for n in range(1_000)), commit_every=300
     )
     assert len({one.id for one in cut}) == 1_000
+    # What first expires comes when the transaction has long been open.
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    expiring = producer.enqueue_many(Task("t", n, expires_at=soon if n >= 30_000 else None) for n in range(30_010))
+    assert len({one.id for one in expiring}) == 30_010
+    assert producer.enqueue(Task("t", expires_at=soon)).is_new
     with ThreadPoolExecutor(8) as threads:
         single = list(threads.map(lambda n: producer.enqueue(Task("t", n)), range(400)))
     assert len({one.id for one in single}) == 400
@@ -92,7 +98,8 @@ def test_every_way_to_enqueue(
     with psycopg.connect(pooled, prepare_threshold=None) as user:
         producer.enqueue_tx(user, Task("t"))
         producer.enqueue_many_tx(user, [Task("t", n) for n in range(1_000)])
-    assert sum(states(db).values()) == 5_000 + 1_000 + 400 + 1 + 2 + 1 + 1 + 1_000
+    assert sum(states(db).values()) == 5_000 + 1_000 + 30_010 + 1 + 400 + 1 + 2 + 1 + 1 + 1_000
+    assert db.execute("SELECT count(*) FROM task WHERE expires_at IS NOT NULL").fetchone() == (11,)
     wait_until_nobody_holds_a_session(bouncer)
 
 
