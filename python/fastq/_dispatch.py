@@ -7,6 +7,7 @@ coroutine for each task, and tells the engine when it ended.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import socket
@@ -204,6 +205,7 @@ class LoopThread:
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._work: concurrent.futures.Future[None] | None = None
         # A daemon: a coroutine that never ends must not keep the interpreter from ending.
         self._thread = threading.Thread(target=self._main, name="fastq-loop", daemon=True)
 
@@ -225,22 +227,34 @@ class LoopThread:
             _log.warning("the event loop did not end within %g s: a coroutine does not give way", timeout)
 
     def run(self, work: Coroutine[Any, Any, None], timeout: float | None) -> None:
-        """Run a coroutine on the loop and wait for its end; cancelled after ``timeout`` seconds (None: never).
+        """Run a coroutine on the loop and wait for its end; cancelled after ``timeout`` seconds (None: never). One at a time.
 
         Raises:
-            ConsumerError: it did not end in time, or the loop has ended.
+            ConsumerError: it did not end in time, was cancelled, or the loop has ended.
         """
-        loop = self._loop
-        if loop is None or loop.is_closed() or not self._thread.is_alive():
+        refused = ConsumerError("async hooks can't run: the event loop has ended")
+        if (loop := self._loop) is None:
             work.close()
-            raise ConsumerError("async hooks can't run: the event loop has ended")
-        future = asyncio.run_coroutine_threadsafe(work, loop)
+            raise refused
+        try:
+            self._work = future = asyncio.run_coroutine_threadsafe(work, loop)
+        except RuntimeError:  # it is closed
+            work.close()
+            raise refused from None
+        # Closed in between, it never comes to the coroutine. Closed from here on, its thread cancels what it finds waiting.
+        if loop.is_closed():
+            future.cancel()
         try:
             future.result(timeout)
+        except concurrent.futures.CancelledError:
+            work.close()
+            raise ConsumerError("async hooks were cancelled, as they are when their event loop ends") from None
         except TimeoutError:
             if future.cancel():
                 raise ConsumerError(f"async hooks did not end within {timeout} s") from None
             raise
+        finally:
+            self._work = None
 
     @property
     def ident(self) -> int | None:
@@ -258,6 +272,8 @@ class LoopThread:
                 self._failure = error
         finally:
             self._ready.set()
+            if (work := self._work) is not None:
+                work.cancel()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

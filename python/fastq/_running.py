@@ -69,6 +69,10 @@ class Running:
         self._lifespan = lifespan
         self.bell = Bell()
         self._starting = threading.Lock()
+        # Reentrant: a shutdown hook may call a stop.
+        self._finishing = threading.RLock()
+        self._is_finished = False
+        self._end_error: ConsumerError | None = None
         self._is_up = False
         self._is_stopping = False
         self._gave_up = False
@@ -200,7 +204,22 @@ class Running:
                 return
 
     def finish(self) -> None:
-        """After the drain: take down what is left. Raises ConsumerError: a shutdown hook failed."""
+        """After the drain: take down what is left. Raises ConsumerError: a shutdown hook failed.
+
+        Several may call it, each from its thread (a ``stop`` beside a ``run``, and the interpreter's end): the first does it,
+        the others wait until it has, and all are told alike.
+        """
+        with self._finishing:
+            if not self._is_finished:
+                self._is_finished = True
+                try:
+                    self._finish()
+                except ConsumerError as error:
+                    self._end_error = error
+        if self._end_error is not None:
+            raise self._end_error
+
+    def _finish(self) -> None:
         if self._dispatcher is not None and self._loop_thread is None:
             self._dispatcher.cancel_soon()
         ended = self._await_engine()

@@ -306,6 +306,7 @@ def test_a_loop_that_dies_takes_the_consumer_with_it(
         consumer.run()
     assert isinstance(caught.value.__cause__, SystemExit)
     assert "the event loop of the async handlers died" in caplog.text
+    assert isinstance(left.pop().exception(), SystemExit)  # retrieved: asyncio has nothing to log when it goes
 
 
 def test_log_records_of_the_engine_come_out_of_logging(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import psycopg
 import pytest
 
 from fastq import App, ConsumerError, Depends, SettingsError
+from fastq._running import Running
 from tests.support.consuming import errors, wait_for_states
 from tests.support.waiting import wait_until
 
@@ -202,6 +205,113 @@ def test_a_shutdown_that_fails_is_said_and_the_others_run(app: App, hook: Any) -
     with pytest.raises(KeyError):
         asyncio.run(body())
     assert log == ["down"] * 2
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_stop_beside_the_end_of_a_run_waits_for_it(
+    app: App, monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    """Both take the consumer down: one does it, while the other is held, and both are told what failed."""
+    both, down, gate = threading.Barrier(2), threading.Event(), threading.Event()
+    downs: list[str] = []
+    told: list[str] = []
+    finish = Running.finish
+
+    def finish_at_once(running: Running) -> None:
+        both.wait(30)
+        finish(running)
+
+    def hook() -> None:
+        downs.append("down")
+        down.set()
+        assert gate.wait(30)
+        raise ValueError("no database")
+
+    async def ahook() -> None:
+        hook()
+
+    def tell(end: Callable[[], None]) -> None:
+        with pytest.raises(ConsumerError) as caught:
+            end()
+        assert gate.is_set()
+        told.append(str(caught.value))
+
+    monkeypatch.setattr(Running, "finish", finish_at_once)
+    app.on_shutdown(ahook if is_async else hook)
+    app.task("t")(lambda: None)
+    consumer = app.consumer()
+    running = threading.Thread(target=tell, args=(consumer.run,))
+    running.start()
+    wait_until(lambda: consumer._running is not None and consumer._running._housekeeper._thread.is_alive())
+    stopping = threading.Thread(target=tell, args=(consumer.stop,))
+    stopping.start()
+    assert down.wait(30)
+    assert running.is_alive()
+    assert stopping.is_alive()
+    gate.set()
+    running.join(30)
+    stopping.join(30)
+    assert told == ["a shutdown hook failed: ValueError: no database"] * 2
+    assert downs == ["down"]
+
+
+def test_a_shutdown_hook_may_stop_its_consumer(app: App) -> None:
+    downs: list[str] = []
+
+    def hook() -> None:
+        consumer.stop()
+        downs.append("down")
+
+    app.on_shutdown(hook)
+    app.task("t")(lambda: None)
+    consumer = app.consumer()
+    consumer.start()
+    consumer.stop()
+    assert downs == ["down"]
+
+
+def test_hooks_whose_loop_ends_are_given_up_at_once(app: App) -> None:
+    """Not after the minute that shutdown hooks have."""
+    left: set[asyncio.Task[None]] = set()
+
+    async def leave() -> None:
+        raise SystemExit(7)
+
+    async def hook() -> None:
+        left.add(asyncio.get_running_loop().create_task(leave()))
+        await asyncio.Event().wait()
+
+    app.on_shutdown(hook)
+    app.task("t")(lambda: None)
+    consumer = app.consumer()
+    consumer.start()
+    begun = time.monotonic()
+    with pytest.raises(ConsumerError, match="ended by itself: 7"):
+        consumer.stop()
+    assert time.monotonic() - begun < 30
+    assert isinstance(left.pop().exception(), SystemExit)  # retrieved: asyncio has nothing to log when it goes
+
+
+@pytest.mark.parametrize("moment", ["closed", "queued"])
+def test_hooks_that_come_as_their_loop_closes_are_refused(
+    app: App, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    async def hook() -> None: ...
+
+    app.on_shutdown(hook)
+    app.task("t")(lambda: None)
+    consumer = app.consumer()
+    consumer.start()
+    running = consumer._running
+    assert running is not None
+    assert running._loop_thread is not None
+    running._loop_thread.stop(30)
+    if moment == "queued":
+        # Handed over beside the loop's end, which does not come to it any more.
+        never: concurrent.futures.Future[None] = concurrent.futures.Future()
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", lambda _work, _loop: never)
+    with pytest.raises(ConsumerError, match="async hooks"):
+        consumer.stop()
 
 
 def test_a_start_that_fails_later_closes_what_was_opened(dsn: str, migrated: str) -> None:
