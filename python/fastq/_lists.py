@@ -25,8 +25,8 @@ LIMIT: Final = 10_000
 ROWS: Final = 20_000
 #: Tasks whose times and payloads one statement looks at, where these decide: at least, and at most.
 LOOKS: Final = (1_000, 8_000)
-#: For each task that is wanted the first one looks at so many, each then at twice as many: a page of what a hundredth of all tasks match
-#: comes with one statement, whose preparation costs as much as some thousand looks.
+#: For a text, the first one looks at so many for each task that is wanted, each then at twice as many: a page of what a hundredth of all
+#: tasks match comes with one statement, whose preparation costs as much as some thousand looks. What matches a time lies together instead.
 _LOOKS_A_TASK: Final = 120
 #: Seconds after which a page is answered as it is. A statement that began before takes some hundredths more.
 LONG_ENOUGH: Final = 0.15
@@ -74,7 +74,7 @@ def _by_id(
     way, far = ("down", within.first_id) if descending else ("up", within.last_id)
     at = min(max(at, 0), within.last_id + 1) if descending else max(at, within.first_id - 1)
     tasks: list[TaskRecord] = []
-    looks = max(LOOKS[0], _LOOKS_A_TASK * (limit + 1))
+    looks = LOOKS[0] if within.text is None else max(LOOKS[0], _LOOKS_A_TASK * (limit + 1))
     while at > far if descending else at < far:
         left = limit - len(tasks)
         # One more than wanted tells whether there are more.

@@ -10,28 +10,34 @@ WITH ready AS MATERIALIZED (
              WHERE hi > $2 AND hi <= coalesce((SELECT hi FROM fastq.ready WHERE hi >= $8 ORDER BY hi LIMIT 1), $8)
                AND 'ready' = ANY ($4::text[]) ORDER BY hi LIMIT $12::bigint) r
      WHERE lo <= $8 AND ($3::integer[] IS NULL OR lane = ANY ($3)) ORDER BY r.hi LIMIT $13::bigint
-), delayed AS MATERIALIZED (
-    SELECT id, kind, lane, leaf, attempts, max_attempts, run_at
-      FROM (SELECT id, kind, lane, leaf, attempts, max_attempts, run_at FROM fastq.delayed
-             WHERE id > $2 AND id <= $8 AND cardinality($4) > 0 ORDER BY id LIMIT $12) d
-     WHERE ($3 IS NULL OR lane = ANY ($3)) AND kind = ANY ($4) ORDER BY id LIMIT $13
-), running AS MATERIALIZED (
-    SELECT greatest(lower(r), $2 + 1) AS lo, least(upper(r) - 1, $8) AS hi, lane, leaf, (attempts + 1)::smallint AS attempts, max_attempts
-      FROM fastq.claim, unnest(ids) r
-     WHERE $5::boolean AND upper(r) > $2 + 1 AND lower(r) <= $8 AND ($3 IS NULL OR lane = ANY ($3)) ORDER BY 1 LIMIT $13
+), enough_ready AS MATERIALIZED (
+    -- Up to here there are as many as are looked at: what lies above, of any state, is not among them.
+    SELECT least(min(hi), $8) AS hi FROM (SELECT hi, sum((hi - lo + 1)::integer) OVER (ORDER BY lo) AS upto FROM ready) r WHERE upto >= $13
 ), completed AS MATERIALIZED (
     -- A row's ids lie less than 1,024 above its lo: the first $13 above the id are in the rows that begin so far below it, and $13 more.
     SELECT greatest(lower(r), $2 + 1) AS lo, least(upper(r) - 1, $8) AS hi, lane, leaf, attempts, done_at
       FROM (SELECT ids, lane, leaf, attempts, done_at
               FROM (SELECT lo, ids, lane, leaf, attempts, done_at FROM fastq.done
-                     WHERE $6::boolean AND lo > $2 - 1024 AND lo <= $8 ORDER BY lo LIMIT $12) d
+                     WHERE $6::boolean AND lo > $2 - 1024 AND lo <= (SELECT hi FROM enough_ready) ORDER BY lo LIMIT $12) d
              WHERE ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo LIMIT $13 + 1024) d,
            unnest(ids) r
      WHERE upper(r) > $2 + 1 AND lower(r) <= $8 ORDER BY 1 LIMIT $13
+), enough AS MATERIALIZED (
+    SELECT least(min(hi), (SELECT hi FROM enough_ready)) AS hi
+      FROM (SELECT hi, sum((hi - lo + 1)::integer) OVER (ORDER BY lo) AS upto FROM completed) d WHERE upto >= $13
+), delayed AS MATERIALIZED (
+    SELECT id, kind, lane, leaf, attempts, max_attempts, run_at
+      FROM (SELECT id, kind, lane, leaf, attempts, max_attempts, run_at FROM fastq.delayed
+             WHERE id > $2 AND id <= (SELECT hi FROM enough) AND cardinality($4) > 0 ORDER BY id LIMIT $12) d
+     WHERE ($3 IS NULL OR lane = ANY ($3)) AND kind = ANY ($4) ORDER BY id LIMIT $13
+), running AS MATERIALIZED (
+    SELECT greatest(lower(r), $2 + 1) AS lo, least(upper(r) - 1, $8) AS hi, lane, leaf, (attempts + 1)::smallint AS attempts, max_attempts
+      FROM fastq.claim, unnest(ids) r
+     WHERE $5::boolean AND upper(r) > $2 + 1 AND lower(r) <= $8 AND ($3 IS NULL OR lane = ANY ($3)) ORDER BY 1 LIMIT $13
 ), dead AS MATERIALIZED (
     SELECT id, state, lane, attempts, max_attempts, ended_at
       FROM (SELECT id, state, lane, attempts, max_attempts, ended_at FROM fastq.dead
-             WHERE id > $2 AND id <= $8 AND cardinality($7::text[]) > 0 ORDER BY id LIMIT $12) d
+             WHERE id > $2 AND id <= (SELECT hi FROM enough) AND cardinality($7::text[]) > 0 ORDER BY id LIMIT $12) d
      WHERE ($3 IS NULL OR lane = ANY ($3)) AND state = ANY ($7) ORDER BY id LIMIT $13
 ), bound AS MATERIALIZED (
     -- Up to where all rows have been looked at. Asked for only where a table gave less than it might have.
@@ -39,11 +45,11 @@ WITH ready AS MATERIALIZED (
                CASE WHEN (SELECT count(*) FROM ready) < $13 THEN
                    (SELECT hi FROM fastq.ready WHERE hi > $2 AND hi <= $8 AND 'ready' = ANY ($4) ORDER BY hi OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM delayed) < $13 THEN
-                   (SELECT id FROM fastq.delayed WHERE id > $2 AND id <= $8 AND cardinality($4) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END,
+                   (SELECT id FROM fastq.delayed WHERE id > $2 AND id <= (SELECT hi FROM enough) AND cardinality($4) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM completed) < $13 THEN
-                   (SELECT lo - 1 FROM fastq.done WHERE $6 AND lo > $2 - 1024 AND lo <= $8 ORDER BY lo OFFSET $12 - 1 LIMIT 1) END,
+                   (SELECT lo - 1 FROM fastq.done WHERE $6 AND lo > $2 - 1024 AND lo <= (SELECT hi FROM enough_ready) ORDER BY lo OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM dead) < $13 THEN
-                   (SELECT id FROM fastq.dead WHERE id > $2 AND id <= $8 AND cardinality($7) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END) AS edge
+                   (SELECT id FROM fastq.dead WHERE id > $2 AND id <= (SELECT hi FROM enough) AND cardinality($7) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END) AS edge
 ), every AS MATERIALIZED (
     SELECT lo, hi, 'pending' AS state, NULL AS kind, lane, leaf, attempts, max_attempts, NULL::timestamptz AS run_at, NULL::timestamptz AS ended_at FROM ready
     UNION ALL

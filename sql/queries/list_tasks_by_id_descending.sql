@@ -12,28 +12,34 @@ WITH ready AS MATERIALIZED (
             SELECT lo, $2 - 1, lane, leaf, attempts, max_attempts
               FROM (SELECT * FROM fastq.ready WHERE hi >= $2 AND 'ready' = ANY ($4) ORDER BY hi LIMIT 1) edge) r
      WHERE lo <= hi AND hi >= $8 AND ($3::integer[] IS NULL OR lane = ANY ($3)) ORDER BY hi DESC LIMIT $13::bigint
-), delayed AS MATERIALIZED (
-    SELECT id, kind, lane, leaf, attempts, max_attempts, run_at
-      FROM (SELECT id, kind, lane, leaf, attempts, max_attempts, run_at FROM fastq.delayed
-             WHERE id < $2 AND id >= $8 AND cardinality($4) > 0 ORDER BY id DESC LIMIT $12) d
-     WHERE ($3 IS NULL OR lane = ANY ($3)) AND kind = ANY ($4) ORDER BY id DESC LIMIT $13
-), running AS MATERIALIZED (
-    SELECT greatest(lower(r), $8) AS lo, least(upper(r), $2) - 1 AS hi, lane, leaf, (attempts + 1)::smallint AS attempts, max_attempts
-      FROM fastq.claim, unnest(ids) r
-     WHERE $5::boolean AND lower(r) < $2 AND upper(r) > $8 AND ($3 IS NULL OR lane = ANY ($3)) ORDER BY 2 DESC LIMIT $13
+), enough_ready AS MATERIALIZED (
+    -- From here on there are as many as are looked at: what lies below, of any state, is not among them.
+    SELECT greatest(max(lo), $8) AS lo FROM (SELECT lo, sum((hi - lo + 1)::integer) OVER (ORDER BY hi DESC) AS upto FROM ready) r WHERE upto >= $13
 ), completed AS MATERIALIZED (
     -- Each row brings its lo, and no id lies 1,024 above it: the first $13 ids are in the first $13 + 1,023 rows.
     SELECT greatest(lower(r), $8) AS lo, least(upper(r), $2) - 1 AS hi, lane, leaf, attempts, done_at
       FROM (SELECT ids, lane, leaf, attempts, done_at
               FROM (SELECT lo, ids, lane, leaf, attempts, done_at FROM fastq.done
-                     WHERE $6::boolean AND lo < $2 AND lo > $8 - 1024 ORDER BY lo DESC LIMIT $12) d
+                     WHERE $6::boolean AND lo < $2 AND lo > (SELECT lo FROM enough_ready) - 1024 ORDER BY lo DESC LIMIT $12) d
              WHERE ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo DESC LIMIT $13 + 1023) d,
            unnest(ids) r
      WHERE lower(r) < $2 AND upper(r) > $8 ORDER BY 2 DESC LIMIT $13
+), enough AS MATERIALIZED (
+    SELECT greatest(max(lo), (SELECT lo FROM enough_ready)) AS lo
+      FROM (SELECT lo, sum((hi - lo + 1)::integer) OVER (ORDER BY hi DESC) AS upto FROM completed) d WHERE upto >= $13
+), delayed AS MATERIALIZED (
+    SELECT id, kind, lane, leaf, attempts, max_attempts, run_at
+      FROM (SELECT id, kind, lane, leaf, attempts, max_attempts, run_at FROM fastq.delayed
+             WHERE id < $2 AND id >= (SELECT lo FROM enough) AND cardinality($4) > 0 ORDER BY id DESC LIMIT $12) d
+     WHERE ($3 IS NULL OR lane = ANY ($3)) AND kind = ANY ($4) ORDER BY id DESC LIMIT $13
+), running AS MATERIALIZED (
+    SELECT greatest(lower(r), $8) AS lo, least(upper(r), $2) - 1 AS hi, lane, leaf, (attempts + 1)::smallint AS attempts, max_attempts
+      FROM fastq.claim, unnest(ids) r
+     WHERE $5::boolean AND lower(r) < $2 AND upper(r) > $8 AND ($3 IS NULL OR lane = ANY ($3)) ORDER BY 2 DESC LIMIT $13
 ), dead AS MATERIALIZED (
     SELECT id, state, lane, attempts, max_attempts, ended_at
       FROM (SELECT id, state, lane, attempts, max_attempts, ended_at FROM fastq.dead
-             WHERE id < $2 AND id >= $8 AND cardinality($7::text[]) > 0 ORDER BY id DESC LIMIT $12) d
+             WHERE id < $2 AND id >= (SELECT lo FROM enough) AND cardinality($7::text[]) > 0 ORDER BY id DESC LIMIT $12) d
      WHERE ($3 IS NULL OR lane = ANY ($3)) AND state = ANY ($7) ORDER BY id DESC LIMIT $13
 ), bound AS MATERIALIZED (
     -- Down to where all rows have been looked at. Asked for only where a table gave less than it might have.
@@ -41,11 +47,11 @@ WITH ready AS MATERIALIZED (
                CASE WHEN (SELECT count(*) FROM ready) < $13 THEN
                    (SELECT lo FROM fastq.ready WHERE hi < $2 AND hi >= $8 AND 'ready' = ANY ($4) ORDER BY hi DESC OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM delayed) < $13 THEN
-                   (SELECT id FROM fastq.delayed WHERE id < $2 AND id >= $8 AND cardinality($4) > 0 ORDER BY id DESC OFFSET $12 - 1 LIMIT 1) END,
+                   (SELECT id FROM fastq.delayed WHERE id < $2 AND id >= (SELECT lo FROM enough) AND cardinality($4) > 0 ORDER BY id DESC OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM completed) < $13 THEN
-                   (SELECT lo + 1023 FROM fastq.done WHERE $6 AND lo < $2 AND lo > $8 - 1024 ORDER BY lo DESC OFFSET $12 - 1 LIMIT 1) END,
+                   (SELECT lo + 1023 FROM fastq.done WHERE $6 AND lo < $2 AND lo > (SELECT lo FROM enough_ready) - 1024 ORDER BY lo DESC OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM dead) < $13 THEN
-                   (SELECT id FROM fastq.dead WHERE id < $2 AND id >= $8 AND cardinality($7) > 0 ORDER BY id DESC OFFSET $12 - 1 LIMIT 1) END) AS edge
+                   (SELECT id FROM fastq.dead WHERE id < $2 AND id >= (SELECT lo FROM enough) AND cardinality($7) > 0 ORDER BY id DESC OFFSET $12 - 1 LIMIT 1) END) AS edge
 ), every AS MATERIALIZED (
     SELECT lo, hi, 'pending' AS state, NULL AS kind, lane, leaf, attempts, max_attempts, NULL::timestamptz AS run_at, NULL::timestamptz AS ended_at FROM ready
     UNION ALL
