@@ -7,6 +7,7 @@ handlers wrote in the transactions that completed their tasks must be there once
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import os
@@ -119,15 +120,51 @@ class Known:
 
 
 class Handler:
-    """What a consumer's handler does. Those that wait do so at this gate, and are then among ``waiting``."""
+    """What a consumer's handler does, sync or async. Those that wait do so at this gate, and are then among ``waiting``.
 
-    def __init__(self, dsn: str, schema: str, released: threading.Event, waiting: set[int]) -> None:
+    A consumer that is given up cancels its coroutines: those are among ``cancellable``, too.
+    """
+
+    def __init__(
+        self, dsn: str, schema: str, released: threading.Event, waiting: set[int], cancellable: set[int]
+    ) -> None:
         self._dsn = dsn
         self._write = _engine.render("INSERT INTO fastq.effect VALUES (%s)", schema).encode()
         self._released = released
         self._waiting = waiting
+        self._cancellable = cancellable
 
-    def __call__(self, task: TaskInfo) -> None:
+    def run(self, task: TaskInfo) -> None:
+        """The sync one."""
+        if self._begin(task):
+            with psycopg.connect(self._dsn, application_name=_HANDLER) as connection:  # commits at its end
+                connection.execute(self._write, (task.id,))
+                task.complete_tx(connection)
+                if self._rolls_back(task):
+                    connection.rollback()
+                elif task.payload == _OPEN:
+                    self._wait(task)
+            self._end(task)
+        elif task.payload == "hold":
+            self._wait(task)
+
+    async def arun(self, task: TaskInfo) -> None:
+        """The async one."""
+        if self._begin(task):
+            async with await psycopg.AsyncConnection.connect(self._dsn, application_name=_HANDLER) as connection:
+                await connection.execute(self._write, (task.id,))
+                await task.acomplete_tx(connection)
+                if self._rolls_back(task):
+                    await connection.rollback()
+                elif task.payload == _OPEN:
+                    await self._await(task)
+            self._end(task)
+        elif task.payload == "hold":
+            await self._await(task)
+
+    @staticmethod
+    def _begin(task: TaskInfo) -> bool:
+        """Whether it goes on in a transaction."""
         match task.payload:
             case "raise":
                 raise ValueError("no")
@@ -137,28 +174,28 @@ class Handler:
                 raise Snooze(_LATER)
             case "skip":
                 raise SkipRetry("never")
-            case "hold":
-                self._wait(task)
-            case "roll back" | "roll back once" | "complete" | "complete and raise" | "hold a transaction":
-                self._write_and_complete(task)
+        return task.payload in (*_WRITERS, "roll back")
 
-    def _write_and_complete(self, task: TaskInfo) -> None:
-        with psycopg.connect(self._dsn, application_name=_HANDLER) as connection:  # commits at its end
-            connection.execute(self._write, (task.id,))
-            task.complete_tx(connection)
-            match task.payload:
-                case "roll back":
-                    connection.rollback()
-                case "roll back once" if task.attempt == 1:
-                    connection.rollback()
-                case "hold a transaction":
-                    self._wait(task)
+    @staticmethod
+    def _rolls_back(task: TaskInfo) -> bool:
+        return task.payload == "roll back" or (task.payload == "roll back once" and task.attempt == 1)
+
+    @staticmethod
+    def _end(task: TaskInfo) -> None:
         if task.payload == "complete and raise":
             raise ValueError("too late")
 
     def _wait(self, task: TaskInfo) -> None:
         self._waiting.add(task.id)
         assert self._released.wait(60)
+
+    async def _await(self, task: TaskInfo) -> None:
+        self._cancellable.add(task.id)
+        self._waiting.add(task.id)
+        async with asyncio.timeout(60):
+            # Set by another thread. None waits for it here: that would outlive what was cancelled.
+            while not self._released.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 class Queue(RuleBasedStateMachine):
@@ -177,6 +214,7 @@ class Queue(RuleBasedStateMachine):
         self.consumers: list[Consumer] = []
         self.released = threading.Event()
         self.waiting: set[int] = set()
+        self.cancellable: set[int] = set()
         self.held = 0
         self.producer = Producer(self.dsn, schema=self.schema)
         self.client = Client(self.dsn, schema=self.schema)
@@ -248,10 +286,11 @@ class Queue(RuleBasedStateMachine):
     # --- consumers -------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.consumers) < 2)
-    @rule()
-    def start_consumer(self) -> None:
+    @rule(is_async=st.booleans())
+    def start_consumer(self, *, is_async: bool) -> None:
         consumer = new_consumer(self.dsn, self.schema, **QUICK, concurrency=2 * _MOST_HELD)
-        consumer.handler(self.type)(Handler(self.dsn, self.schema, self.released, self.waiting))
+        handler = Handler(self.dsn, self.schema, self.released, self.waiting, self.cancellable)
+        consumer.handler(self.type)(handler.arun if is_async else handler.run)
         consumer.start()
         self.consumers.append(consumer)
 
@@ -278,11 +317,12 @@ class Queue(RuleBasedStateMachine):
         self.released = threading.Event()
 
     @precondition(lambda self: self.consumers)
-    @rule(whole=st.booleans())
-    def crash(self, *, whole: bool) -> None:
+    @rule(whole=st.booleans(), is_async=st.booleans())
+    def crash(self, *, whole: bool, is_async: bool) -> None:
         """Their connections end, and they are given up with all that they hold; what ran may be charged or not. A new one comes.
 
-        ``whole``: their handlers' connections end, too. Else handlers that have completed their tasks commit that when all is over.
+        ``whole``: their handlers' connections end, too. Else handlers that have completed their tasks commit that when all is over; but
+        coroutines are cancelled, which rolls back.
         """
         names = [*_OF_THE_ENGINE, *([_HANDLER] if whole else [])]
         self.sql(
@@ -295,18 +335,19 @@ class Queue(RuleBasedStateMachine):
             consumer.stop(0)
         self.consumers.clear()
         self.released.set()
-        self.released, self.waiting = threading.Event(), set()
+        cancelled = self.cancellable
+        self.released, self.waiting, self.cancellable = threading.Event(), set(), set()
         if not whole:
-            for id_ in [id_ for id_, task in ran.items() if task.does == _OPEN]:
+            for id_ in [id_ for id_, task in ran.items() if task.does == _OPEN and id_ not in cancelled]:
                 ran.pop(id_).complete()
         # This time they do not wait: of what was lost before, some run one by one, while nothing else does (ADR 3).
         self.released.set()
-        self.start_consumer()
+        self.start_consumer(is_async=is_async)
 
         def settled() -> bool:
             return all(self.client.get_task(id_).state in ("completed", "failed") for id_ in ran)
 
-        wait_until(settled, timeout=20, message="what ran to be rescued, and to end")
+        wait_until(settled, message="what ran to be rescued, and to end")
         self.released.clear()
         for id_, task in ran.items():
             # Charged, it ran again as the next attempt, or had none left; uncharged, as the same one.
@@ -416,7 +457,7 @@ class Queue(RuleBasedStateMachine):
             return seen == wanted and self.waiting >= {id_ for id_, known in wanted.items() if known[0] == "running"}
 
         with contextlib.suppress(AssertionError):
-            wait_until(is_settled, timeout=20)
+            wait_until(is_settled)
         assert {id_: seen.get(id_) for id_ in wanted if seen.get(id_) != wanted[id_]} == {}
         assert set(seen) == set(wanted)
         known = self.tasks | self.gone

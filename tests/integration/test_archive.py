@@ -143,13 +143,13 @@ def test_what_cannot_be_archived_stays(lab: Lab, caplog: pytest.LogCaptureFixtur
     lab.consumer(runs, completed_retention=0.5, failed_retention=0.5, archive=True)
     ids = lab.enqueue(count=10)
     lab.wait_for(completed=10)
-    wait_until(lambda: "old tasks can't be forgotten" in caplog.text, timeout=20)
+    wait_until(lambda: "old tasks can't be forgotten" in caplog.text)
     [late] = lab.enqueue("late")
     wait_until(lambda: late in runs.ids)
     lab.wait_for(completed=11)
     lab.db.execute("ALTER TABLE elsewhere RENAME TO archive")
-    wait_until(lambda: archived(lab) == sorted([*ids, late]), timeout=20)
-    wait_until(lambda: "old tasks can be forgotten again" in caplog.text, timeout=20)
+    wait_until(lambda: archived(lab) == sorted([*ids, late]))
+    wait_until(lambda: "old tasks can be forgotten again" in caplog.text)
 
 
 def test_by_outcome_and_by_queue(lab: Lab) -> None:

@@ -353,10 +353,10 @@ def test_results_that_were_refused_are_counted_by_their_worker(
         assert _checks(run("--json"))["refused"] == ("ok", "no result of a living worker was refused")
         frozen.freeze()
         lab.consumer()
-        wait_until(lambda: lab.claimed(first) == set(), timeout=20, message="the rescue")
+        wait_until(lambda: lab.claimed(first) == set(), message="the rescue")
         gate.open()
         frozen.thaw()
-        wait_until(lambda: lab.all("SELECT FROM consumer WHERE refused > 0"), timeout=20, message="its heartbeat")
+        wait_until(lambda: lab.all("SELECT FROM consumer WHERE refused > 0"), message="its heartbeat")
         result = run("--json")
         assert result.exit_code == 0, result.stdout
         status, message = _checks(result)["refused"]

@@ -411,7 +411,7 @@ def test_a_queue_that_keeps_nothing(lab: Lab, play: Play, user: User) -> None:
     run = puppet.next()
     user.complete(run.task)
     user.commit()
-    wait_until(lambda: states(lab.db) == {}, timeout=20, message="its deletion")
+    wait_until(lambda: states(lab.db) == {}, message="its deletion")
     assert not run.task.is_cancelled()
     run.end()
     wait_counted(puppet.consumer, completed=1)

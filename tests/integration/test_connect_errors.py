@@ -216,10 +216,10 @@ def test_a_worker_goes_on_trying_when_its_password_is_changed(server: PrivateSer
             ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'changed'"
             db.execute(ended)
             log = server.log_path
-            wait_until(lambda: log.read_text().count('authentication failed for user "changed"') >= 4, timeout=20)
+            wait_until(lambda: log.read_text().count('authentication failed for user "changed"') >= 4)
             db.execute("ALTER ROLE changed PASSWORD 'before'")
             producer.enqueue(fastq.Task("changed"))
-            wait_until(lambda: len(ran) == 2, timeout=20)
+            wait_until(lambda: len(ran) == 2)
 
 
 def test_a_string_is_checked_before_anything_is_sent() -> None:

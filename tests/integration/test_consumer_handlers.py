@@ -289,7 +289,7 @@ def test_a_task_enqueued_later_is_announced(producer: Producer, make: Make, db: 
     consumer.start()
     for count in range(1, 4):
         producer.enqueue(Task("t"))
-        wait_for_states(db, {"completed": count}, timeout=10)
+        wait_for_states(db, {"completed": count})
 
 
 def test_without_listening_it_polls(producer: Producer, make: Make, db: psycopg.Connection) -> None:
@@ -383,7 +383,7 @@ def test_a_type_at_its_limit_leaves_the_others_their_slots(
     consumer.start()
     wait_until(lambda: consumer.stats()["started"] == 2 or states(db).get("running"))
     producer.enqueue_many(Task("fast") for _ in range(200))
-    wait_until(lambda: states(db).get("completed", 0) >= 200, timeout=20)
+    wait_until(lambda: states(db).get("completed", 0) >= 200)
     release.set()
     wait_for_states(db, {"completed": 700})
 

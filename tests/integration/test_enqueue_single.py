@@ -113,7 +113,7 @@ class Loop:
         self.answers: dict[int, tuple[tuple[int, bool] | None, BaseException | None]] = {}
         self.wakes = 0
 
-    def wait_for(self, numbers: list[int], timeout: float = 20.0) -> None:
+    def wait_for(self, numbers: list[int], timeout: float = 30.0) -> None:
         deadline = time.monotonic() + timeout
         while not self.answers.keys() >= set(numbers):
             left = deadline - time.monotonic()

@@ -167,4 +167,4 @@ def test_a_woken_consumer_does_not_wait_for_its_poll(
         wait_until(lambda: db.execute("SELECT FROM consumer").fetchone() is not None)
         user.enqueue(Task("a"), notify=isinstance(user, PsycopgUser))
         user.commit()
-        wait_until(ran.is_set, timeout=20)
+        wait_until(ran.is_set)

@@ -134,7 +134,7 @@ def test_work_and_what_is_left_in_the_sessions(
         )
         wait_until(lambda: states(db) == {"failed": 1}, timeout=30, message="the leaves to be emptied")
         late = producer.enqueue(Task("t"))
-        wait_until(lambda: consumer.stats()["completed"] == 3_003, timeout=20, message=f"task {late.id} to be run")
+        wait_until(lambda: consumer.stats()["completed"] == 3_003, message=f"task {late.id} to be run")
     assert "through a pooler" in caplog.text
     ours = [record for record in caplog.records if record.name != "fastq.handler"]
     assert not [record.getMessage() for record in ours if record.levelno >= logging.WARNING]

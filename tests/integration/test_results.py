@@ -368,7 +368,7 @@ def test_the_leader_removes_what_is_over(
     consumer.start()
     long, _ = producer.enqueue(Task("long")).id, producer.enqueue_many(Task("short") for _ in range(20))
     wait_for_states(db, {"completed": 21})
-    wait_until(lambda: kept(db) == 1, timeout=20)
+    wait_until(lambda: kept(db) == 1)
     assert client.wait(long, 20) == 2
 
 

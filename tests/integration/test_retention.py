@@ -27,7 +27,7 @@ def test_a_queue_that_keeps_nothing_is_cleared_beside_one_that_does(lab: Lab) ->
     kept = lab.enqueue(count=700)
     for _ in range(3):
         lab.producer.enqueue_many(Task("t", queue="cache") for _ in range(700))
-        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 700, timeout=20)
+        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 700)
     assert states(lab.db) == {"completed": 700}
     assert sorted(id_ for (id_,) in lab.all("SELECT id FROM task")) == kept
 
@@ -45,10 +45,10 @@ def test_what_ends_late_goes_too(lab: Lab) -> None:
     wait_until(lambda: lab.value("SELECT count(*) FROM claim") == 1)
     for _ in range(2):
         lab.producer.enqueue_many(Task("t", "soon", queue="cache") for _ in range(20))
-        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 1, timeout=20)
+        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 1)
     release.append(1)
     lab.producer.enqueue_many(Task("t", "soon", queue="cache") for _ in range(20))
-    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0)
 
 
 def test_cancelled_tasks_have_a_time_of_their_own(lab: Lab) -> None:
@@ -59,7 +59,7 @@ def test_cancelled_tasks_have_a_time_of_their_own(lab: Lab) -> None:
     lab.consumer(handle, cancelled_retention=0.1)
     lab.wait_for(failed=3)
     lab.db.execute("UPDATE dead SET state = 'cancelled' WHERE id = %s", [failed[0]])
-    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 2, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 2)
     assert states(lab.db) == {"failed": 2}
 
 
@@ -110,7 +110,7 @@ def test_what_is_deleted_at_once_turns_no_leaves(lab: Lab) -> None:
     waiting = lab.enqueue_others(*range(100))
     for _ in range(3):
         lab.enqueue(count=200)
-        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 100, timeout=20)
+        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 100)
     assert lab.all("SELECT no, state FROM leaf WHERE state <> 'empty'") == [(0, "open")]
     assert [id_ for (id_,) in lab.all("SELECT id FROM task ORDER BY id")] == waiting
 
@@ -122,7 +122,7 @@ def test_a_consumer_without_upkeep_never_leads(lab: Lab) -> None:
     lab.wait_for(completed=10, pending=1)
     # Some ticks of it: each would have taken the lease.
     before = silent.stats()["statements"]
-    wait_until(lambda: silent.stats()["statements"] > before + 10, timeout=20)
+    wait_until(lambda: silent.stats()["statements"] > before + 10)
     assert lab.value("SELECT count(*) FROM leader WHERE expires_at > clock_timestamp()") == 0
     assert states(lab.db) == {"completed": 10, "pending": 1}
     lab.consumer()

@@ -252,12 +252,12 @@ def test_rule_9_a_notification_wakes_a_consumer_and_again_after_its_connection_w
     consumer = lab.consumer(Runs(), dsn=links.dsn, poll_interval=60)
     for count in (1, 2):
         lab.enqueue(None)
-        wait_until(lambda count=count: consumer.stats()["completed"] == count, timeout=2)  # type: ignore[misc]
+        wait_until(lambda count=count: consumer.stats()["completed"] == count)  # type: ignore[misc]
     links.requests["control"] = b""
     assert links.cut("control") == 1
     wait_until(lambda: b"LISTEN" in links.requests["control"])
     lab.enqueue(None)
-    wait_until(lambda: consumer.stats()["completed"] == 3, timeout=2)
+    wait_until(lambda: consumer.stats()["completed"] == 3)
 
 
 def test_rule_9_what_is_enqueued_while_nobody_listens_is_found_by_polling(lab: Lab) -> None:
@@ -268,7 +268,7 @@ def test_rule_9_what_is_enqueued_while_nobody_listens_is_found_by_polling(lab: L
     links.hold_answers("control")
     links.wait_for_answer("control")
     lab.enqueue(None)
-    wait_until(lambda: consumer.stats()["completed"] == 2, timeout=2)
+    wait_until(lambda: consumer.stats()["completed"] == 2)
 
 
 def test_rule_9_polling_alone_works_without_any_session_state_of_listening(lab: Lab) -> None:
@@ -295,7 +295,7 @@ def test_rule_10_no_statement_of_a_worker_needs_ddl_or_a_session_level_lock(
         stack.callback(consumer.stop)
         lab.enqueue(count=100)
         lab.enqueue(None, delay=0.1)
-        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=20)
+        wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0)
     sent = b"".join(links.requests.values()).upper()
     assert render("fastq.", lab.schema).encode().upper() in sent
     for word in (b"ADVISORY", b"CREATE ", b"ALTER ", b"DROP ", b"DETACH"):

@@ -106,15 +106,15 @@ def test_claims_that_fail_for_long_are_told_once_and_once_again_when_they_work(
     with caplog.at_level(logging.DEBUG, logger="fastq"):
         consumer = lab.consumer(runs, dsn=links.dsn)
         # The first is told; those after it, further and further apart, only to who debugs.
-        wait_until(lambda: caplog.text.count("can't claim, and keeps trying") >= 5, timeout=20)
+        wait_until(lambda: caplog.text.count("can't claim, and keeps trying") >= 5)
         lab.db.execute("DROP TRIGGER refuse ON claim")
-        wait_until(lambda: "claims again" in caplog.text, timeout=20)
+        wait_until(lambda: "claims again" in caplog.text)
         # An outage: a line of each part when it begins, and one when it is over.
         caplog.clear()
         links.refuse()
-        wait_until(lambda: caplog.text.count("heartbeat and upkeep fail") >= 4, timeout=20)
+        wait_until(lambda: caplog.text.count("heartbeat and upkeep fail") >= 4)
         links.accept()
-        wait_until(lambda: "claims again" in caplog.text and "is connected again" in caplog.text, timeout=20)
+        wait_until(lambda: "claims again" in caplog.text and "is connected again" in caplog.text)
         consumer.stop()
     told = [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG]
     for what in ("can't claim", "claims again", "heartbeat and upkeep fail", "is connected again"):

@@ -54,7 +54,7 @@ def test_rule_3_what_an_event_loop_has_fetched_is_not_started_once_it_is_lost(la
         second = lab.consumer_id(other_than=[me])
         if how == "cut off":
             links.hold_requests("control")
-            wait_until(lambda: {*rest} <= set(runs.ids), timeout=20, message="the end of those it lost, elsewhere")
+            wait_until(lambda: {*rest} <= set(runs.ids), message="the end of those it lost, elsewhere")
         else:
             if how == "deleted":
                 lab.db.execute("DELETE FROM consumer WHERE id = %s", [me])

@@ -80,7 +80,7 @@ def test_a_task_that_can_not_be_promoted_keeps_nobody_waiting(lab: Lab, caplog: 
     _fail_for(lab, "ready", sql.SQL("NEW.lo <= {0} AND NEW.hi >= {0}").format(sql.Literal(culprit)))
     runs = Runs()
     consumer = lab.consumer(runs)
-    wait_until(lambda: len(runs.ids) == 499, timeout=20)
+    wait_until(lambda: len(runs.ids) == 499)
     assert set(runs.ids) == set(ids) - {culprit}
     assert f"task Some({culprit})" in caplog.text or f"task {culprit}" in caplog.text
     _wait_until_quiet(lab, consumer, 30)
@@ -136,7 +136,7 @@ def test_a_task_that_can_not_be_claimed_keeps_nobody_waiting(
     assert consumer.stats()["claimed"] == 499
     lab.db.execute("DROP TRIGGER refuse ON claim")
     lab.db.execute("UPDATE delayed SET run_at = clock_timestamp()")
-    wait_until(lambda: runs.ids[499:] == [culprit], timeout=20)
+    wait_until(lambda: runs.ids[499:] == [culprit])
 
 
 def test_claims_that_fail_whatever_is_in_them_do_not_put_off_one_task_after_the_other(
@@ -167,7 +167,7 @@ def test_a_careful_task_that_can_not_be_claimed_keeps_nobody_waiting(
     _fail_for(lab, "claim", sql.SQL("NEW.ids @> {}::bigint").format(sql.Literal(ids[1])))
     runs = Runs()
     lab.consumer(runs)
-    wait_until(lambda: len(runs.ids) == 4, timeout=20, message="the other four")
+    wait_until(lambda: len(runs.ids) == 4, message="the other four")
     assert set(runs.ids) == set(ids) - {ids[1]}
     assert caplog.text.count(f"task {ids[1]} can't be claimed, and is put off for a minute") == 1
     assert lab.value("SELECT count(*) FROM delayed WHERE id = %s", ids[1]) == 1
@@ -190,11 +190,11 @@ def test_a_dead_task_that_can_not_be_forgotten_keeps_no_other_clean_up_waiting(
     )
     lab.db.execute("CREATE TRIGGER refuse BEFORE DELETE ON dead FOR EACH ROW EXECUTE FUNCTION refuse()")
     lab.consumer(completed_retention=1.0)
-    wait_until(lambda: lab.value("SELECT count(*) FROM attempt_error") == 0, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM attempt_error") == 0)
     assert lab.value("SELECT count(*) FROM dead") == 1
     lab.db.execute("DROP TRIGGER refuse ON dead")
-    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 0, timeout=20)
-    wait_until(lambda: "old tasks can be forgotten again" in caplog.text, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 0)
+    wait_until(lambda: "old tasks can be forgotten again" in caplog.text)
     # Once, however many rounds it lasted, and not over before it was.
     assert caplog.text.count("old tasks can't be forgotten") == 1
     assert caplog.text.count("old tasks can be forgotten again") == 1
@@ -228,4 +228,4 @@ def test_content_that_can_not_be_read_keeps_nobody_waiting(lab: Lab, caplog: pyt
     lab.db.execute("DROP POLICY whole ON task")
     lab.db.execute("ALTER TABLE task NO FORCE ROW LEVEL SECURITY, DISABLE ROW LEVEL SECURITY")
     lab.db.execute("UPDATE delayed SET run_at = clock_timestamp()")
-    wait_until(lambda: runs.ids == [*others, culprit], timeout=20)
+    wait_until(lambda: runs.ids == [*others, culprit])

@@ -231,7 +231,7 @@ def test_rule_7_nothing_more_is_claimed_while_many_results_wait_to_be_stored(lab
         wait_until(lambda: consumer.stats()["beats"] >= before["beats"] + 3)
         return consumer.stats()["claimed"] == before["claimed"]
 
-    wait_until(lambda: consumer.stats()["claimed"] > 5_000 and is_still(), timeout=20)
+    wait_until(lambda: consumer.stats()["claimed"] > 5_000 and is_still())
     # The limit, what was prefetched when it was reached, and one claim under way.
     assert consumer.stats()["claimed"] <= 7_000
     links.flow()

@@ -223,7 +223,7 @@ def test_completed_tasks_go_with_their_leaves_and_what_waits_survives(lab: Lab) 
     wait_until(lambda: others == dict(zip(waiting, range(700), strict=True)), message="the waiting ones, as enqueued")
     wait_until(lambda: {(failed, 2), (scheduled, 1)} <= set(runs.started), message="the delayed ones")
     runs.release.set()
-    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=20, message="all leaves empty")
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, message="all leaves empty")
     assert sorted(runs.started) == sorted(
         [(held, 1), (failed, 1), (failed, 2), (scheduled, 1)] + [(id_, 1) for id_ in gone]
     )
@@ -238,13 +238,13 @@ def test_failed_tasks_and_their_errors_are_forgotten_after_their_own_retention(l
     lab.enqueue(count=50, max_attempts=1)
     lab.wait_for(failed=50)
     # Their leaf goes, and they stay: they carry what they need.
-    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task") == 0)
     assert states(lab.db) == {"failed": 50}
     assert lab.value("SELECT count(*) FROM attempt_error") == 50
     consumer.stop()
     lab.consumer(completed_retention=0.5, failed_retention=0.5)
-    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 0, timeout=20)
-    wait_until(lambda: lab.value("SELECT count(*) FROM attempt_error") == 0, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM dead") == 0)
+    wait_until(lambda: lab.value("SELECT count(*) FROM attempt_error") == 0)
 
 
 def test_retention_goes_on_beside_an_open_transaction_that_reads_a_leaf(lab: Lab) -> None:
@@ -315,7 +315,7 @@ def test_nobody_waits_for_a_reader_behind_the_emptying_of_its_leaf(lab: Lab, cap
         assert set(claims.result(30)) <= set(enqueues.result(30))
         assert lab.value("SELECT count(*) FROM seen") == 0
         assert lab.value("SELECT count(*) FROM task_00") >= 10
-    wait_until(lambda: lab.value("SELECT count(*) FROM task_00") == 0, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM task_00") == 0)
     # What the others could have waited for, behind it.
     assert lab.all("SELECT DISTINCT lock_timeout FROM seen") == [("50ms",)]
     claimer.close()
@@ -340,5 +340,5 @@ def test_a_right_that_is_missing_stops_retention_and_nothing_else(lab: Lab, capl
     worker.kill()
     lab.enqueue(None, delay=0.1)
     gate.open()
-    wait_until(lambda: lab.value("SELECT count(*) FROM tasks WHERE state IN ('pending', 'running')") == 0, timeout=20)
+    wait_until(lambda: lab.value("SELECT count(*) FROM tasks WHERE state IN ('pending', 'running')") == 0)
     wait_until(lambda: "not yours" in caplog.text)

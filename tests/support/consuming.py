@@ -30,7 +30,7 @@ def states(db: psycopg.Connection) -> dict[str, int]:
     return dict(rows)
 
 
-def wait_for_states(db: psycopg.Connection, wanted: dict[str, int], *, timeout: float = 20.0) -> None:
+def wait_for_states(db: psycopg.Connection, wanted: dict[str, int], *, timeout: float = 30.0) -> None:
     """Wait until the tasks are in these states."""
     wait_until(lambda: states(db) == wanted, timeout=timeout, message=f"tasks in the states {wanted}")
 

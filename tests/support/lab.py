@@ -148,7 +148,7 @@ class Lab:
         """Tasks of any type with these payloads. Gives their ids."""
         return [result.id for result in self.producer.enqueue_many(Task(type_, each, **options) for each in payloads)]
 
-    def wait_for(self, *, within: float = 20.0, **wanted: int) -> None:
+    def wait_for(self, *, within: float = 30.0, **wanted: int) -> None:
         """Waits until the tasks are in these states."""
         wait_until(lambda: states(self.db) == wanted, timeout=within, message=f"tasks in the states {wanted}")
 
