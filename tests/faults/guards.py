@@ -25,8 +25,8 @@ _WORK: Final = ROOT / "target" / "guards"
 _TREE: Final = _WORK / "tree"
 #: A statement that is no longer one would fail any test: this one must pass all the same.
 _PREPARES: Final = "tests/faults/test_guards.py::test_guarded_statements_are_statements"
-#: Where a guard kept a statement from waiting, it waits: not for long.
-_SETTINGS: Final = {"PGOPTIONS": "-c lock_timeout=5s"}
+#: Where a guard kept a statement from waiting, it waits, as a test does for what will not come about: not for long.
+_SETTINGS: Final = {"PGOPTIONS": "-c lock_timeout=5s", "FASTQ_TEST_PATIENCE": "10"}
 
 
 def main(parts: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from fastq.errors import ConnectionLost, DatabaseError, EnqueueError, PayloadErr
 from fastq.settings import ProducerSettings
 from fastq.task import Task
 from tests.support.producing import Background, answers, check_chunks, count, gather, producing, stored, value
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ class Loop:
         self.answers: dict[int, tuple[tuple[int, bool] | None, BaseException | None]] = {}
         self.wakes = 0
 
-    def wait_for(self, numbers: list[int], timeout: float = 30.0) -> None:
+    def wait_for(self, numbers: list[int], timeout: float = PATIENCE) -> None:
         deadline = time.monotonic() + timeout
         while not self.answers.keys() >= set(numbers):
             left = deadline - time.monotonic()

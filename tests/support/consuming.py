@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from fastq import ConstantBackoff, Consumer
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 #: For retries that need not be waited for: promotion is looked for at least once in a `poll_interval`.
 SOON = ConstantBackoff(0.0)
@@ -30,7 +30,7 @@ def states(db: psycopg.Connection) -> dict[str, int]:
     return dict(rows)
 
 
-def wait_for_states(db: psycopg.Connection, wanted: dict[str, int], *, timeout: float = 30.0) -> None:
+def wait_for_states(db: psycopg.Connection, wanted: dict[str, int], *, timeout: float = PATIENCE) -> None:
     """Wait until the tasks are in these states."""
     wait_until(lambda: states(db) == wanted, timeout=timeout, message=f"tasks in the states {wanted}")
 

@@ -18,7 +18,7 @@ from tests.support.consuming import new_consumer, states
 from tests.support.faults.journal import Journal
 from tests.support.faults.processes import Gate, WorkerProcess
 from tests.support.links import Links
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 #: Durations in seconds, a tenth of the defaults. A machine that stands still for a second would kill no one.
 QUICK: Final[dict[str, Any]] = {"heartbeat_interval": 0.2, "dead_after": 1.2, "lease": 0.6, "poll_interval": 0.2}
@@ -148,7 +148,7 @@ class Lab:
         """Tasks of any type with these payloads. Gives their ids."""
         return [result.id for result in self.producer.enqueue_many(Task(type_, each, **options) for each in payloads)]
 
-    def wait_for(self, *, within: float = 30.0, **wanted: int) -> None:
+    def wait_for(self, *, within: float = PATIENCE, **wanted: int) -> None:
         """Waits until the tasks are in these states."""
         wait_until(lambda: states(self.db) == wanted, timeout=within, message=f"tasks in the states {wanted}")
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+PATIENCE: Final = float(os.environ.get("FASTQ_TEST_PATIENCE", "30"))
+"""Seconds after which what only has to come about has not: many, on a machine that is busy with other things."""
 _PAUSE = 0.01
 """Seconds between two looks at first; they grow to ten times that, so that a long wait costs little."""
 
 
-def wait_until(predicate: Callable[[], T], *, timeout: float = 30.0, message: str = "") -> T:
+def wait_until(predicate: Callable[[], T], *, timeout: float = PATIENCE, message: str = "") -> T:
     """Calls `predicate` until it gives something true, and gives that.
 
     An error in it counts as "not yet" (a server that is coming back refuses connections), and is the failure's cause.
@@ -42,7 +45,7 @@ def wait_until(predicate: Callable[[], T], *, timeout: float = 30.0, message: st
 async def wait_until_async(
     predicate: Callable[[], T | Awaitable[T]],
     *,
-    timeout: float = 30.0,  # noqa: ASYNC109 its failure says what did not happen
+    timeout: float = PATIENCE,  # noqa: ASYNC109 its failure says what did not happen
     message: str = "",
 ) -> T:
     """`wait_until` for coroutines: leaves the loop free meanwhile; `predicate` may be async itself."""
