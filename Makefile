@@ -8,7 +8,7 @@ VENV ?= .venv
 PROFILE ?= release
 PYTEST_ARGS ?=
 # A database that is given is one for all: tests look at all that goes on there.
-WORKERS ?= $(if $(FASTQ_TEST_DSN),0,2)
+WORKERS ?= $(if $(FASTQ_TEST_DSN),0,3)
 BENCH_ARGS ?=
 FAULT_REPEATS ?= 20
 STATEFUL_STEPS ?= 5000

@@ -5,11 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
 
 from tests.support.databases import Database, any_database
+
+# An example takes as long as the machine lets it: tests beside it, or other users, may have it for seconds.
+hypothesis.settings.register_profile("fastq", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("fastq")
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,7 @@ def test_what_is_swallowed_is_gone_and_its_connection_silent_for_ever(proxy: Pro
                 assert _is_silent(client)
         wait_until(lambda: echo.heard == b"...23")
         # The new one's alone: nobody was told of the other ends.
+        wait_until(lambda: echo.ended)
         assert echo.ended == ["end of stream"]
 
 
@@ -152,7 +153,7 @@ def test_a_delay_is_one_of_time_and_not_of_order_or_rate(proxy: Proxy) -> None:
             got += client.recv(4096)
         assert got == b"".join(b"%02d" % n for n in range(20))
         # Not 20 delays one after the other.
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 3.5
         proxy.delay(0)
         assert _ask(client, b"y") == b"y"
 

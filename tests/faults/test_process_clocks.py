@@ -20,8 +20,6 @@ _OFF: Final = 600
 _RETRY: Final = 1.5
 _TOKEN_AGE: Final = 3_600
 _RETENTION: Final = 3.0
-#: How much later than at its time a task may start.
-_LATE: Final = 1.0
 _DELAYS: Final = (0.3, 1.0, 1.7, 2.5) * 10
 _FAILING: Final = 10
 
@@ -113,7 +111,7 @@ def _run(trial: Trial, *, clocks: Clocks, leader: int) -> float:
         assert "dead" not in worker.log
         assert "rescued" not in worker.log
     latest = _check_starts(lab, ids)
-    assert latest <= _LATE
+    assert latest <= pace.late
     return latest
 
 
@@ -153,7 +151,8 @@ def _check_starts(lab: Lab, ids: list[int]) -> float:
         [start] = [e for e in lab.journal.entries("start") if (e.id, e.attempt) == (id_, attempt)]
         late.append(offset + start.at - run_at.timestamp())
         if kind == "retrying":
-            assert abs((run_at - at).total_seconds() - _RETRY) < 0.1
+            # The time of the row is read a little after that of the retry.
+            assert -2 < (run_at - at).total_seconds() - _RETRY < 0.1
     assert len(late) == 2 * (len(_DELAYS) + _FAILING)
     assert min(late) >= -blur
     return max(late)

@@ -119,14 +119,14 @@ async def test_a_cancelled_call_is_cancelled_on_the_server_and_leaves_a_client_t
 
 @pytest.mark.asyncio
 async def test_an_answer_that_does_not_come_in_time(dsn: str, store: Session) -> None:
-    async with new_client(dsn, store, statement_timeout=0.3) as client:
+    async with new_client(dsn, store, statement_timeout=2) as client:
         await client.counts()
         store.begin()
         store.sql("LOCK TABLE fastq.dead IN ACCESS EXCLUSIVE MODE")
         began = time.monotonic()
-        with pytest.raises(ConnectionLost, match=r"no answer from .* within 0\.3 s"):
+        with pytest.raises(ConnectionLost, match=r"no answer from .* within 2 s"):
             await client.counts()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
         store.rollback()
         assert (await client.counts())["pending"] == 0
 

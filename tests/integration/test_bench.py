@@ -103,7 +103,7 @@ def test_drain_with_work_is_compared_with_a_bare_loop(dsn: str, monkeypatch: pyt
 def test_steady(dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastq.bench.steady.WARM_UP", 0.5)
     found = Steady(seconds=1.5).run(dsn).to_json()
-    assert found["tasks_per_s"] == pytest.approx(found["tasks"] / 1.5, rel=0.3)
+    assert found["tasks_per_s"] == pytest.approx(found["tasks"] / 1.5, rel=0.8)
     assert 0 <= found["backlog_least"] <= found["backlog_most"] <= 50_000
     _costs(found, database)
 

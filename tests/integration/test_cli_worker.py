@@ -146,9 +146,17 @@ def test_options(start: Start, producer: Producer, db: psycopg.Connection, dsn: 
     assert process.wait(20) == 0
 
 
+def _catches(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Whether it has a handler for that signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_the_attribute_is_app_unless_it_is_named(start: Start, db: psycopg.Connection) -> None:
     process = start("mytasks")
     wait_until(lambda: _consumers(db))
+    wait_until(lambda: _catches(process, signal.SIGTERM), message="its handler of SIGTERM, set once it has started")
     process.terminate()
     assert process.wait(20) == 0
 

@@ -53,7 +53,8 @@ def test_a_start_and_a_stop_leave_nothing_behind(
     wait_for_states(db, {"completed": 2})
     consumer.stop()
     assert _consumers(db) == 0
-    assert threading.active_count() == before
+    # Those that tests before this one gave up may end meanwhile.
+    assert threading.active_count() <= before
 
 
 def test_a_consumer_runs_once(consumer: Consumer) -> None:
@@ -182,7 +183,8 @@ def test_a_schema_that_is_not_migrated(dsn: str, schema: str) -> None:
         consumer.run()
     with pytest.raises(SchemaError):
         asyncio.run(consumer.arun())
-    assert threading.active_count() == before
+    # Those that tests before this one gave up may end meanwhile.
+    assert threading.active_count() <= before
 
 
 def test_no_server_and_no_password_in_the_error() -> None:

@@ -279,13 +279,13 @@ def test_an_iterable_may_be_slow_as_long_as_it_gives(dsn: str, migrated: str, db
 
     def slow() -> Iterator[Task]:
         yield from plain(10_000)
-        for task in plain(12):
+        for task in plain(25):
             pause.wait(0.1)
             yield task
 
-    with producing(dsn, migrated, iterable_timeout=0.5) as core:
-        assert len(core.enqueue_many(slow(), None)) == 10_012
-        assert count(db) == 10_012
+    with producing(dsn, migrated, iterable_timeout=2.0) as core:
+        assert len(core.enqueue_many(slow(), None)) == 10_025
+        assert count(db) == 10_025
 
 
 # --- calls beside each other -----------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_what_was_claimed_in_advance_is_not_started_late(lab: Lab, client: Clien
     consumer.handler("t")(note)
     # Of a type that has been quick so far more is claimed than there are slots.
     lab.enqueue(*range(500), "hold")
-    at = soon(4)
+    at = soon(12)
     id_ = lab.producer.enqueue(Task("t", "late", expires_at=at)).id
     consumer.start()
     try:

@@ -200,16 +200,17 @@ def test_an_async_iterable_that_gives_nothing_is_not_waited_for(producer: Produc
     assert _count(db) == 0
 
 
-def test_a_slow_iterable_that_gives_now_and_then_is_waited_for(producer: Producer, db: psycopg.Connection) -> None:
+def test_a_slow_iterable_that_gives_now_and_then_is_waited_for(dsn: str, migrated: str, db: psycopg.Connection) -> None:
     pause = threading.Event()
 
     def slow() -> Iterator[Task]:
-        for number in range(6):
-            pause.wait(0.4)
+        for number in range(8):
+            pause.wait(0.5)
             yield Task("t", number)
 
-    assert len(producer.enqueue_many(slow())) == 6
-    assert _count(db) == 6
+    with Producer(dsn, schema=migrated, iterable_timeout=3) as producer:
+        assert len(producer.enqueue_many(slow())) == 8
+    assert _count(db) == 8
 
 
 def test_an_iterable_may_enqueue_itself(producer: Producer, db: psycopg.Connection) -> None:

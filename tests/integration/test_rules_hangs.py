@@ -39,7 +39,7 @@ class _Hang:
 
 def test_what_ended_before_a_handler_that_hangs_is_stored_meanwhile(lab: Lab) -> None:
     hang = _Hang(lab)
-    lab.wait_for(completed=520, running=6, within=5)
+    lab.wait_for(completed=520, running=6)
     assert lab.claimed(hang.me) == {hang.held, *hang.behind}
     hang.runs.release.set()
     lab.wait_for(completed=526)

@@ -42,7 +42,7 @@ def test_a_claim_whose_answer_is_lost_is_given_back_by_the_heartbeat_and_runs_on
     assert "gives back" not in caplog.text
     links.cut("claim")
     lab.wait_for(completed=21)
-    assert "gives back 1 claims whose answers were lost" in caplog.text
+    wait_until(lambda: "gives back 1 claims whose answers were lost" in caplog.text)
     assert sorted(runs.started) == [(id_, 1) for id_ in [first, *ids]]
     assert consumer.stats()["refused"] == 0
     assert lab.value("SELECT count(*) FROM claim") == 0
@@ -122,7 +122,13 @@ def test_what_a_dead_name_claimed_and_gets_while_its_worker_registers_anew_is_le
     links.wait_for_answer("claim")
     assert lab.all("DELETE FROM consumer WHERE id = %s RETURNING id", me)
     wait_until(
-        lambda: lab.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1,
+        lambda: (
+            lab.value(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted "
+                "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            == 1
+        ),
         message="its new registration under way",
     )
     links.flow("claim")

@@ -273,7 +273,8 @@ def test_rule_7_a_stop_ends_in_time_although_nothing_can_be_stored_and_says_what
     wait_until(lambda: runs.ended.total() == 3)
     began = time.monotonic()
     consumer.stop(3)
-    assert time.monotonic() - began < 3.5
+    # Given up late, it would take 8.
+    assert time.monotonic() - began < 6
     [said] = [record.getMessage() for record in caplog.records if "could not be stored in time" in record.getMessage()]
     assert said.startswith("gives up 3 results")
     assert all(str(id_) in said for id_ in ids)

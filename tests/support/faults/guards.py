@@ -343,7 +343,6 @@ GUARDS: Final = (
         "(ids - ran, least(greatest(track - 1, 0), 1))",
         "tests/integration/test_rules_careful.py::"
         "test_rule_2_beside_a_killer_on_track_2_nobody_is_charged_without_a_start",
-        "tests/faults/test_process_poison.py::test_a_task_that_kills_its_process_fails_soon",
     ),
     _rust(
         "alone: only once all results are stored",

@@ -32,7 +32,9 @@ class Pace:
     again_within: float = 15.0
     """From the death of a worker until all that it held runs again, at most."""
     stop: float = 30.0
-    """How long a process that is stopped stands still: longer than any of the above."""
+    """How long a process that is stopped stands still: longer than heartbeat, dead time and lease."""
+    late: float = 1.0
+    """From the time of a delayed task until it runs, at most."""
 
 
 DEFAULTS: Final = Pace({})
@@ -41,8 +43,9 @@ QUICK: Final = Pace(
     heartbeat=0.5,
     dead_after=2.0,
     lease=1.2,
-    again_within=7.0,
+    again_within=15.0,
     stop=4.0,
+    late=5.0,  # other tests have the machine, too
 )
 
 
