@@ -31,6 +31,8 @@ _GRACE: Final = 5.0
 _JOIN: Final = 1.0
 #: Seconds that async shutdown hooks may take together.
 _HOOKS: Final = 60.0
+#: Seconds for another thread to take it down.
+_TURN: Final = _HOOKS + 2 * _GRACE
 #: Seconds for which there must be too many stuck handlers before that ends the consumer.
 _STUCK: Final = 5.0
 #: Seconds for handlers when the interpreter ends without a stop.
@@ -166,11 +168,17 @@ class Running:
 
     def until_stopped(self, timeout: float) -> Steps:
         """Wait for a signal or the engine's end; after a signal, drain."""
-        if (yield None) is News.SIGNAL and not self._is_stopping:
-            _log.info(
-                "stopping: up to %g s for %d running handlers; a second signal ends them", timeout, self.engine.running
-            )
-            yield from self.drain(timeout)
+        if (yield None) is not News.SIGNAL:
+            return
+        if self._is_stopping:
+            # Another thread's stop is under way, and has its time: up to a second signal.
+            if (yield None) is News.SIGNAL:
+                yield from self.give_up()
+            return
+        _log.info(
+            "stopping: up to %g s for %d running handlers; a second signal ends them", timeout, self.engine.running
+        )
+        yield from self.drain(timeout)
 
     def drain(self, timeout: float) -> Steps:
         """Claim no more, wait up to ``timeout`` seconds for running handlers, and flush what they did.
@@ -178,9 +186,14 @@ class Running:
         Handlers have all of that time. What cannot be stored, since the database is away, is given up so soon that the end
         still comes within it.
         """
+        # First: it may end at once, and that is no death.
         self._is_stopping = True
         deadline = time.monotonic() + timeout
-        self.engine.stop()
+        try:
+            self.engine.stop()
+        except BaseException:  # it is just starting, and goes on
+            self._is_stopping = False
+            raise
         # A signal cuts the wait short.
         came = yield max(0.0, timeout - min(_LAST, timeout / 2))
         if came is None and self.engine.running:
@@ -207,29 +220,42 @@ class Running:
         """After the drain: take down what is left. Raises ConsumerError: a shutdown hook failed.
 
         Several may call it, each from its thread (a ``stop`` beside a ``run``, and the interpreter's end): the first does it,
-        the others wait until it has, and all are told alike.
+        the others wait until it has, and are told the same. What interrupts the first leaves the rest of it to the next.
         """
-        with self._finishing:
+        # A hook that waits for another thread's stop would wait for ever.
+        if not self._finishing.acquire(timeout=_TURN):
+            raise ConsumerError(f"another thread is stopping the consumer, and has not ended within {_TURN:g} s")
+        try:
             if not self._is_finished:
                 self._is_finished = True
                 try:
                     self._finish()
                 except ConsumerError as error:
                     self._end_error = error
+                except BaseException:
+                    self._is_finished = False
+                    raise
+        finally:
+            self._finishing.release()
         if self._end_error is not None:
             raise self._end_error
 
     def _finish(self) -> None:
-        if self._dispatcher is not None and self._loop_thread is None:
-            self._dispatcher.cancel_soon()
-        ended = self._await_engine()
+        # Forgotten at the end: an interpreter that ends meanwhile waits for it.
         try:
-            self._run_on_loop(self._lifespan.close(), _HOOKS)
+            if self._dispatcher is not None and self._loop_thread is None:
+                self._dispatcher.cancel_soon()
+            ended = self._await_engine()
+            try:
+                self._run_on_loop(self._lifespan.close(), _HOOKS)
+            finally:
+                self._take_down(ended=ended)
         finally:
-            self._take_down(ended=ended)
+            _exit.forget(self)
 
     async def finish_async(self) -> None:
         """After the drain: take down what is left. Raises ConsumerError: a shutdown hook failed."""
+        _exit.forget(self)
         if self._dispatcher is not None:
             self._dispatcher.close()
             if left := self._dispatcher.cancel():
@@ -249,7 +275,6 @@ class Running:
             run_without_loop(work)
 
     def _await_engine(self) -> bool:
-        _exit.forget(self)
         return self.engine.join(0.0 if self._died or self._gave_up else _GRACE)
 
     def _take_down(self, *, ended: bool) -> None:

@@ -59,8 +59,8 @@ class Housekeeper:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def owns(self, thread: threading.Thread) -> bool:
-        """Whether it is one of the handler threads."""
-        return thread in self._workers
+        """Whether it is one of the handler threads, or this one, on which policies and hooks are called for what is late."""
+        return thread is self._thread or thread in self._workers
 
     def _main(self) -> None:
         ended = False

@@ -13,14 +13,15 @@ WITH ready AS MATERIALIZED (
 ), enough_ready AS MATERIALIZED (
     -- Up to here there are as many as are looked at: what lies above, of any state, is not among them.
     SELECT least(min(hi), $8) AS hi FROM (SELECT hi, sum((hi - lo + 1)::integer) OVER (ORDER BY lo) AS upto FROM ready) r WHERE upto >= $13
-), completed AS MATERIALIZED (
+), completed_rows AS MATERIALIZED (
     -- A row's ids lie less than 1,024 above its lo: the first $13 above the id are in the rows that begin so far below it, and $13 more.
+    SELECT ids, lane, leaf, attempts, done_at
+      FROM (SELECT lo, ids, lane, leaf, attempts, done_at FROM fastq.done
+             WHERE $6::boolean AND lo > $2 - 1024 AND lo <= (SELECT hi FROM enough_ready) ORDER BY lo LIMIT $12) d
+     WHERE ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo LIMIT $13 + 1024
+), completed AS MATERIALIZED (
     SELECT greatest(lower(r), $2 + 1) AS lo, least(upper(r) - 1, $8) AS hi, lane, leaf, attempts, done_at
-      FROM (SELECT ids, lane, leaf, attempts, done_at
-              FROM (SELECT lo, ids, lane, leaf, attempts, done_at FROM fastq.done
-                     WHERE $6::boolean AND lo > $2 - 1024 AND lo <= (SELECT hi FROM enough_ready) ORDER BY lo LIMIT $12) d
-             WHERE ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo LIMIT $13 + 1024) d,
-           unnest(ids) r
+      FROM completed_rows, unnest(ids) r
      WHERE upper(r) > $2 + 1 AND lower(r) <= $8 ORDER BY 1 LIMIT $13
 ), enough AS MATERIALIZED (
     SELECT least(min(hi), (SELECT hi FROM enough_ready)) AS hi
@@ -46,7 +47,7 @@ WITH ready AS MATERIALIZED (
                    (SELECT hi FROM fastq.ready WHERE hi > $2 AND hi <= $8 AND 'ready' = ANY ($4) ORDER BY hi OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM delayed) < $13 THEN
                    (SELECT id FROM fastq.delayed WHERE id > $2 AND id <= (SELECT hi FROM enough) AND cardinality($4) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END,
-               CASE WHEN (SELECT count(*) FROM completed) < $13 THEN
+               CASE WHEN (SELECT count(*) FROM completed_rows) < $13 + 1024 THEN
                    (SELECT lo - 1 FROM fastq.done WHERE $6 AND lo > $2 - 1024 AND lo <= (SELECT hi FROM enough_ready) ORDER BY lo OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM dead) < $13 THEN
                    (SELECT id FROM fastq.dead WHERE id > $2 AND id <= (SELECT hi FROM enough) AND cardinality($7) > 0 ORDER BY id OFFSET $12 - 1 LIMIT 1) END) AS edge

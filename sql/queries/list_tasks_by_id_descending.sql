@@ -15,14 +15,15 @@ WITH ready AS MATERIALIZED (
 ), enough_ready AS MATERIALIZED (
     -- From here on there are as many as are looked at: what lies below, of any state, is not among them.
     SELECT greatest(max(lo), $8) AS lo FROM (SELECT lo, sum((hi - lo + 1)::integer) OVER (ORDER BY hi DESC) AS upto FROM ready) r WHERE upto >= $13
-), completed AS MATERIALIZED (
+), completed_rows AS MATERIALIZED (
     -- Each row brings its lo, and no id lies 1,024 above it: the first $13 ids are in the first $13 + 1,023 rows.
+    SELECT ids, lane, leaf, attempts, done_at
+      FROM (SELECT lo, ids, lane, leaf, attempts, done_at FROM fastq.done
+             WHERE $6::boolean AND lo < $2 AND lo > (SELECT lo FROM enough_ready) - 1024 ORDER BY lo DESC LIMIT $12) d
+     WHERE ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo DESC LIMIT $13 + 1023
+), completed AS MATERIALIZED (
     SELECT greatest(lower(r), $8) AS lo, least(upper(r), $2) - 1 AS hi, lane, leaf, attempts, done_at
-      FROM (SELECT ids, lane, leaf, attempts, done_at
-              FROM (SELECT lo, ids, lane, leaf, attempts, done_at FROM fastq.done
-                     WHERE $6::boolean AND lo < $2 AND lo > (SELECT lo FROM enough_ready) - 1024 ORDER BY lo DESC LIMIT $12) d
-             WHERE ($3 IS NULL OR lane = ANY ($3)) ORDER BY lo DESC LIMIT $13 + 1023) d,
-           unnest(ids) r
+      FROM completed_rows, unnest(ids) r
      WHERE lower(r) < $2 AND upper(r) > $8 ORDER BY 2 DESC LIMIT $13
 ), enough AS MATERIALIZED (
     SELECT greatest(max(lo), (SELECT lo FROM enough_ready)) AS lo
@@ -48,7 +49,7 @@ WITH ready AS MATERIALIZED (
                    (SELECT lo FROM fastq.ready WHERE hi < $2 AND hi >= $8 AND 'ready' = ANY ($4) ORDER BY hi DESC OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM delayed) < $13 THEN
                    (SELECT id FROM fastq.delayed WHERE id < $2 AND id >= (SELECT lo FROM enough) AND cardinality($4) > 0 ORDER BY id DESC OFFSET $12 - 1 LIMIT 1) END,
-               CASE WHEN (SELECT count(*) FROM completed) < $13 THEN
+               CASE WHEN (SELECT count(*) FROM completed_rows) < $13 + 1023 THEN
                    (SELECT lo + 1023 FROM fastq.done WHERE $6 AND lo < $2 AND lo > (SELECT lo FROM enough_ready) - 1024 ORDER BY lo DESC OFFSET $12 - 1 LIMIT 1) END,
                CASE WHEN (SELECT count(*) FROM dead) < $13 THEN
                    (SELECT id FROM fastq.dead WHERE id < $2 AND id >= (SELECT lo FROM enough) AND cardinality($7) > 0 ORDER BY id DESC OFFSET $12 - 1 LIMIT 1) END) AS edge

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from fastq import Consumer, ConsumerError, Producer, Task, TaskInfo
+from fastq._running import Running
 from tests.support.consuming import new_consumer, run_python, start_python, states, wait_for_states
 from tests.support.waiting import wait_until
 
@@ -137,6 +138,76 @@ def test_run_off_the_main_thread_works_until_it_is_stopped(
     consumer.stop()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_stop_beside_a_start_that_is_refused_changes_nothing(
+    producer: Producer, consumer: Consumer, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later stop drains as if there had been none."""
+    at_start, go_on = threading.Event(), threading.Event()
+    refused: list[BaseException] = []
+
+    def stop() -> None:
+        assert at_start.wait(30)
+        try:
+            consumer.stop()
+        except BaseException as error:  # noqa: BLE001 looked at below
+            refused.append(error)
+        go_on.set()
+
+    begin = Running.begin
+
+    def begin_late(running: Running) -> None:
+        at_start.set()
+        assert go_on.wait(30)
+        begin(running)
+
+    monkeypatch.setattr(Running, "begin", begin_late)
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    consumer.start()
+    stopping.join(30)
+    assert len(refused) == 1
+    assert consumer._running is not None
+    assert not consumer._running._is_stopping
+    producer.enqueue(Task("sync"))
+    wait_for_states(db, {"completed": 1})
+    consumer.stop()
+
+
+def test_a_signal_to_a_run_that_another_thread_stops_waits_for_that(
+    producer: Producer, dsn: str, migrated: str, db: psycopg.Connection
+) -> None:
+    """It is the first to this process: the handler has its time."""
+    consumer = new_consumer(dsn, migrated, stop_timeout=60)
+    started, release, signalled = threading.Event(), threading.Event(), threading.Event()
+
+    @consumer.handler("t")
+    def handle(_: TaskInfo) -> None:
+        started.set()
+        assert release.wait(60)
+
+    def stop_and_signal() -> None:
+        assert started.wait(30)
+        stopping = threading.Thread(target=consumer.stop)
+        stopping.start()
+        wait_until(lambda: consumer._running is not None and consumer._running._is_stopping)
+        signal.raise_signal(signal.SIGTERM)
+        signalled.set()
+        # Longer than what an engine has that was given up, without which its handler would be left behind here.
+        stopping.join(6.5)
+        assert stopping.is_alive()
+        release.set()
+        stopping.join(30)
+
+    producer.enqueue(Task("t"))
+    other = threading.Thread(target=stop_and_signal)
+    other.start()
+    consumer.run()
+    assert signalled.is_set()
+    assert release.is_set(), "it returned beside its handler"
+    other.join(30)
+    assert states(db) == {"completed": 1}
 
 
 # --- the interpreter's end, and forks --------------------------------------------------------------

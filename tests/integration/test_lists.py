@@ -252,6 +252,23 @@ def test_the_order_of_time_within_ids_and_times(client: Client, jumble: Jumble, 
 
 
 @pytest.mark.usefixtures("bounds")
+@pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
+def test_rows_that_lie_in_each_other_are_listed_whole_where_a_statements_rows_end_between_them(
+    client: Client, store: Session, monkeypatch: pytest.MonkeyPatch, *, descending: bool
+) -> None:
+    monkeypatch.setattr("fastq._lists.ROWS", 1_100)
+    wanted, other = add_lane(store), add_lane(store, "other")
+    # On both sides of them as many rows of others as leave room for the first of the two alone.
+    rows = [([id_], other) for at in (1_000, 5_000) for id_ in range(at, at + 1_099)]
+    rows += [([*range(first, 4_600, 2)], wanted) for first in (4_000, 4_001)]
+    tasks = [(id_, START, lane, b"{}") for ids, lane in rows for id_ in ids]
+    done = [(ids[0], lane, multirange(ids)) for ids, lane in rows]
+    for name, inserted in (("task", tasks), ("done", done)):
+        store.sql(INSERTS[name], *(list(column) for column in zip(*inserted, strict=True)))
+    pages = walk(client, types=["t"], limit=100, descending=descending)
+    assert ids_of(pages) == sorted(range(4_000, 4_600), reverse=descending)
+
+
 def test_a_listed_task_is_shown_whole(client: Client, jumble: Jumble) -> None:
     by_id = {one.id: one for one in jumble.tasks}
     for page in walk(client, limit=1_000):
